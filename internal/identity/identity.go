@@ -1,0 +1,115 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// DefaultTemplate is the path that csi-driver-spiffe, SPIRE's Kubernetes
+// registrars and Istio all give a service account.
+const DefaultTemplate = "/ns/{{namespace}}/sa/{{serviceaccount}}"
+
+// Workload is what a template may speak about.
+type Workload struct {
+	// Namespace and ServiceAccount are Kubernetes names, without any prefix.
+	Namespace      string
+	ServiceAccount string
+}
+
+// placeholders are the names that may stand in {{ }}, each a whole path segment.
+const (
+	placeholderNamespace      = "{{namespace}}"
+	placeholderServiceAccount = "{{serviceaccount}}"
+)
+
+// Template is a parsed SPIFFE ID path template. The zero value is not usable;
+// get one from ParseTemplate. It is immutable and safe for concurrent use.
+type Template struct {
+	segments []string
+}
+
+// ParseTemplate reads a template such as DefaultTemplate. It is an error unless
+// the namespace and the service account each fill exactly one path segment
+// (a prefix or suffix beside a placeholder would let two accounts collide), and
+// unless the fixed segments are legal in a SPIFFE ID (SPIFFE-ID §2.2).
+func ParseTemplate(s string) (Template, error) {
+	if !strings.HasPrefix(s, "/") {
+		return Template{}, fmt.Errorf("SPIFFE ID template %q: must begin with a slash, as %q does", s, DefaultTemplate)
+	}
+	segments := strings.Split(s[1:], "/")
+	seen := map[string]int{}
+	for _, segment := range segments {
+		switch segment {
+		case placeholderNamespace, placeholderServiceAccount:
+			seen[segment]++
+			continue
+		}
+		if err := spiffeid.ValidatePathSegment(segment); err != nil {
+			return Template{}, fmt.Errorf("SPIFFE ID template %q: segment %q: %w; a placeholder (%s or %s) must be a whole segment",
+				s, segment, err, placeholderNamespace, placeholderServiceAccount)
+		}
+	}
+	for _, p := range []string{placeholderNamespace, placeholderServiceAccount} {
+		if seen[p] != 1 {
+			return Template{}, fmt.Errorf("SPIFFE ID template %q: must contain %s exactly once, or two service accounts could share an identity", s, p)
+		}
+	}
+	return Template{segments: segments}, nil
+}
+
+// String returns the template as it was written.
+func (t Template) String() string { return "/" + strings.Join(t.segments, "/") }
+
+// ID computes the SPIFFE ID of w in trust domain td. It fails when td is empty,
+// or when a name of w is not a legal path segment.
+func (t Template) ID(td spiffeid.TrustDomain, w Workload) (spiffeid.ID, error) {
+	if len(t.segments) == 0 {
+		return spiffeid.ID{}, errors.New("SPIFFE ID template is empty")
+	}
+	if td.IsZero() {
+		return spiffeid.ID{}, errors.New("trust domain is empty")
+	}
+	path := make([]string, len(t.segments))
+	for i, segment := range t.segments {
+		switch segment {
+		case placeholderNamespace:
+			segment = w.Namespace
+		case placeholderServiceAccount:
+			segment = w.ServiceAccount
+		}
+		path[i] = segment
+	}
+	id, err := spiffeid.FromSegments(td, path...)
+	if err != nil {
+		return spiffeid.ID{}, fmt.Errorf("SPIFFE ID for service account %s/%s: %w", w.Namespace, w.ServiceAccount, err)
+	}
+	return id, nil
+}
+
+const serviceAccountPrefix = "system:serviceaccount:"
+
+// ServiceAccountUsername is the user name under which the API server knows a
+// service account.
+func ServiceAccountUsername(namespace, name string) string {
+	return serviceAccountPrefix + namespace + ":" + name
+}
+
+// ParseServiceAccountUsername splits a user name of the form
+// "system:serviceaccount:NAMESPACE:NAME". Anything else is an error.
+func ParseServiceAccountUsername(username string) (namespace, name string, err error) {
+	rest, ok := strings.CutPrefix(username, serviceAccountPrefix)
+	if !ok {
+		return "", "", fmt.Errorf("user %q is not a service account (want %sNAMESPACE:NAME)", username, serviceAccountPrefix)
+	}
+	namespace, name, ok = strings.Cut(rest, ":")
+	if !ok || namespace == "" || name == "" || strings.Contains(name, ":") {
+		return "", "", fmt.Errorf("user %q is not a service account (want %sNAMESPACE:NAME)", username, serviceAccountPrefix)
+	}
+	return namespace, name, nil
+}

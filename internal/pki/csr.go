@@ -1,0 +1,48 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package pki
+
+import (
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"errors"
+	"fmt"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// oidSubjectAltName is id-ce-subjectAltName (RFC 5280 4.2.1.6).
+var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+// tagURI is the context tag of uniformResourceIdentifier in GeneralName
+// (RFC 5280 4.2.1.6).
+const tagURI = 6
+
+// NewCSR makes the PEM certificate signing request for id: no subject and one
+// URI SAN. The SAN extension is critical, because a certificate without a subject
+// must carry it so (RFC 5280 4.1.2.6, X509-SVID §3.1) and some issuers copy the
+// flag from the request instead of setting it themselves.
+func NewCSR(key PrivateKey, id spiffeid.ID) ([]byte, error) {
+	if key.IsZero() {
+		return nil, fmt.Errorf("make CSR for %s: there is no key", id)
+	}
+	if id.IsZero() || id.Path() == "" {
+		return nil, errors.New("make CSR: a workload's SPIFFE ID needs a path (X509-SVID §3.1)")
+	}
+	san, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: tagURI, Bytes: []byte(id.String())}})
+	if err != nil {
+		return nil, fmt.Errorf("make CSR for %s: encode SAN: %w", id, err)
+	}
+	template := &x509.CertificateRequest{
+		ExtraExtensions: []pkix.Extension{{Id: oidSubjectAltName, Critical: true, Value: san}},
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, key.signer)
+	if err != nil {
+		return nil, fmt.Errorf("make CSR for %s: %w", id, err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
+}
