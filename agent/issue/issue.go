@@ -1,0 +1,134 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package issue
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Errors that Issue may wrap. Tell them apart with errors.Is. The message of
+// the wrapping error names the request and carries the approver's or the
+// issuer's own words.
+var (
+	// ErrDenied: somebody with the right to decide said no, the approver or
+	// the API server's authorization. The same request would be denied again.
+	ErrDenied = errors.New("request denied")
+
+	// ErrFailed: the issuer, or the API server's validation, could not make a
+	// certificate of this request. Whether another one fares better is up to
+	// the issuer.
+	ErrFailed = errors.New("issuer failed")
+
+	// ErrUnavailable: no decision was made. The API server could not be
+	// reached, did not answer in time, or the request was deleted while it was
+	// pending. Try again.
+	ErrUnavailable = errors.New("issuer unavailable")
+
+	// ErrNoToken: the request must be made in the pod's name and there is no
+	// token to do so, or the API server no longer accepts it. A fresh token
+	// comes with kubelet's next publish of the volume.
+	ErrNoToken = errors.New("no usable service account token")
+)
+
+// Issuer obtains certificates. Safe for concurrent use.
+type Issuer interface {
+	// Issue obtains a certificate for r.CSR. It blocks until the certificate
+	// is issued, the request is refused, or ctx ends.
+	//
+	// ctx is the life of the attempt, not of whoever happens to wait for it: a
+	// caller that wants to come back later keeps the attempt running and waits
+	// for its result. When ctx ends before the result the request is withdrawn.
+	//
+	// The error is one of the four above or wraps ctx's cause.
+	Issue(ctx context.Context, r IssueRequest) (Issued, error)
+}
+
+// Forgetter is what an Issuer implements when it keeps the last refused
+// request of a volume for the operator to look at.
+type Forgetter interface {
+	// Forget drops whatever is left of earlier attempts for the volume. It
+	// does not block on I/O. Attempts that are running end by their own ctx.
+	Forget(volume string)
+}
+
+// Pod names the pod that the certificate is for.
+type Pod struct {
+	Namespace, Name, UID, ServiceAccount string
+}
+
+// IssueRequest is one wish for a certificate.
+type IssueRequest struct {
+	// Volume is kubelet's volume ID. One attempt per volume at a time.
+	Volume string
+	Pod    Pod
+	// ID is the SPIFFE ID that the CSR asks for.
+	ID spiffeid.ID
+	// CSR is one PEM "CERTIFICATE REQUEST" block (RFC 7468 section 7).
+	CSR []byte
+	// Duration is the lifetime asked for.
+	Duration time.Duration
+	// Token is the pod's service account token for the API server. Needed only
+	// where requests are made in the pod's name.
+	Token Token
+	// Progress, if not nil, is told in plain words what the attempt waits for
+	// whenever that changes. It is called from the goroutine that called Issue
+	// and must not block.
+	Progress func(what string)
+}
+
+// Issued is what the issuer returned, not yet verified.
+type Issued struct {
+	// Chain is the leaf and its intermediates, PEM, leaf first.
+	Chain []byte
+	// CA is what the issuer says is the root, PEM. May be empty.
+	CA []byte
+	// Request names the request for logs ("namespace/name"). May be empty.
+	Request string
+	// Done tells the issuer that the caller needs the request no more: call it
+	// once, after the chain was stored, or after it was refused. It may block
+	// on I/O up to the end of ctx and never fails for the caller. May be nil.
+	Done func(ctx context.Context)
+}
+
+// Report passes what to r.Progress if there is one.
+func (r IssueRequest) Report(what string) {
+	if r.Progress != nil {
+		r.Progress(what)
+	}
+}
+
+// maxForeign bounds foreign words in an error message. A Kubernetes Event
+// holds 1024 bytes and has to name the request and the pod as well.
+const maxForeign = 512
+
+// Quote makes words of a foreign party fit for an error message: one line, no
+// control characters, valid UTF-8, at most 512 bytes and then an ellipsis.
+func Quote(s string) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsSpace(r) {
+			return ' '
+		}
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s)
+	s = strings.TrimSpace(s)
+	if len(s) <= maxForeign {
+		return s
+	}
+	cut := maxForeign - len("…")
+	for cut > 0 && !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return s[:cut] + "…"
+}

@@ -1,0 +1,294 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package workload
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-spiffe/signet/agent/issue"
+)
+
+// message is an event with what belongs to it and is no business of the Machine.
+type message struct {
+	event Event
+	// volume and id come with Published and Restored.
+	volume *Volume
+	id     spiffeid.ID
+	// svid comes with Issued and Restored.
+	svid *SVID
+	// answer is where Published wants its result, removed where Unpublished does.
+	answer, removed chan error
+	// finish comes with Issued and Failed; it is called once the event was dealt
+	// with.
+	finish func(context.Context)
+}
+
+// entry is one volume. Messages are handled one after the other by whichever
+// goroutine drains the mailbox; there is none while it is empty.
+type entry struct {
+	registry *Registry
+	log      *slog.Logger
+
+	mu       sync.Mutex // Guards the next three. Never held during I/O.
+	mailbox  []message
+	draining bool
+	waitsFor string
+
+	phase atomic.Int32 // For metrics.
+
+	// The rest belongs to the draining goroutine.
+	machine   Machine
+	volume    Volume
+	id        spiffeid.ID
+	current   *SVID // What is stored.
+	candidate *SVID // What is about to be stored.
+	shown     *x509bundle.Bundle
+	waiters   []chan error
+	removals  []chan error
+	giveUp    context.CancelFunc // Of the newest attempt.
+	flight    chan struct{}      // Closed when the newest attempt has ended.
+}
+
+func (e *entry) post(m message) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mailbox = append(e.mailbox, m)
+	if !e.draining {
+		e.draining = true
+		go e.drain()
+	}
+}
+
+func (e *entry) drain() {
+	for {
+		m, ok := e.next()
+		if ok {
+			e.handle(m)
+			continue
+		}
+		if e.registry.forget(e) {
+			return
+		}
+	}
+}
+
+func (e *entry) next() (message, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.mailbox) == 0 {
+		e.mailbox = nil // Lets go of the array behind it.
+		return message{}, false
+	}
+	m := e.mailbox[0]
+	e.mailbox = e.mailbox[1:]
+	return m, true
+}
+
+func (e *entry) handle(m message) {
+	switch event := m.event.(type) {
+	case Published:
+		if !e.admit(m) {
+			return
+		}
+	case Restored:
+		e.adopt(m)
+		e.current = m.svid
+	case Issued:
+		e.candidate = m.svid
+	case BundleChanged:
+		if bundle, _ := e.registry.Trust.Bundle(); bundle == nil || bundle.Equal(e.shown) {
+			return
+		}
+	case Failed:
+		e.report(event)
+	case Unpublished:
+		e.removals = append(e.removals, m.removed)
+	}
+	e.step(m.event)
+	e.candidate = nil // Stored, or not wanted.
+	if m.finish != nil {
+		go e.finish(m.finish)
+	}
+}
+
+// admit takes a Publish call in, unless it contradicts what is there.
+func (e *entry) admit(m message) bool {
+	v := *m.volume
+	if e.machine.Phase() != Absent && v.Pod != e.volume.Pod {
+		m.answer <- fmt.Errorf("%w: volume %s belongs to pod %s/%s (%s), not to %s/%s (%s)", ErrInvalid, v.ID,
+			e.volume.Pod.Namespace, e.volume.Pod.Name, e.volume.Pod.UID, v.Pod.Namespace, v.Pod.Name, v.Pod.UID)
+		return false
+	}
+	if e.machine.Phase() == Absent {
+		e.adopt(m)
+	}
+	if !v.Token.IsZero() && v.Token != e.volume.Token {
+		e.volume.Token = v.Token
+		e.step(TokenRefreshed{})
+	}
+	e.waiters = append(e.waiters, m.answer)
+	return true
+}
+
+func (e *entry) adopt(m message) {
+	e.volume, e.id = *m.volume, m.id
+	e.log = e.registry.Log.With("volume", e.volume.ID, "namespace", e.volume.Pod.Namespace, "pod", e.volume.Pod.Name,
+		"uid", e.volume.Pod.UID, "spiffe_id", e.id.String())
+}
+
+// step feeds the machine and does what it says. Results of actions that are done
+// here and now go back in before the next action.
+func (e *entry) step(event Event) {
+	for _, action := range e.machine.Step(time.Now(), event) {
+		switch a := action.(type) {
+		case Prepare:
+			e.step(Prepared{Err: e.prepare()})
+		case Request:
+			e.request(a.Attempt)
+		case Cancel:
+			e.giveUp()
+		case Store:
+			e.step(Stored{Err: e.store(), Jitter: jitter()})
+		case Push:
+			e.registry.Volumes.Push(e.volume, Content{SVID: e.current, Bundle: e.shown})
+		case Schedule:
+			e.registry.timers.set(e, a.At)
+		case Answer:
+			e.answer(a.Err)
+		case Remove:
+			e.remove()
+		}
+	}
+	e.phase.Store(int32(e.machine.Phase()))
+}
+
+// request starts an attempt in a goroutine of its own. It begins when the one
+// before it has ended, so that a volume never has two requests.
+func (e *entry) request(attempt uint64) {
+	ctx, cancel := context.WithCancel(e.registry.life)
+	before, done := e.flight, make(chan struct{})
+	e.giveUp, e.flight = cancel, done
+	volume, id := e.volume, e.id
+	purpose := purposeMount
+	if e.machine.Phase() == Ready {
+		purpose = purposeRenewal
+	}
+	go func() {
+		defer close(done)
+		defer cancel()
+		if before != nil {
+			<-before
+		}
+		start := time.Now()
+		svid, finish, err := e.registry.obtain(ctx, volume, id, e.progress)
+		e.registry.metrics.issuance(purpose, err, time.Since(start))
+		m := message{svid: svid, finish: finish}
+		if err != nil {
+			m.event = Failed{Attempt: attempt, Err: err, Final: final(err), Jitter: jitter()}
+		} else {
+			m.event = Issued{Attempt: attempt, NotBefore: svid.NotBefore(), NotAfter: svid.NotAfter(), Jitter: jitter()}
+		}
+		e.post(m)
+	}()
+}
+
+func (e *entry) prepare() error {
+	err := e.registry.Volumes.Prepare(e.volume)
+	if err != nil {
+		e.log.Error("could not prepare the volume", "error", err)
+	}
+	return err
+}
+
+func (e *entry) store() error {
+	svid := e.candidate
+	if svid == nil {
+		svid = e.current
+	}
+	bundle, _ := e.registry.Trust.Bundle()
+	if err := e.registry.Volumes.Store(e.volume, Content{SVID: svid, Bundle: bundle}); err != nil {
+		e.log.Error("could not store the SVID", "error", err)
+		return err
+	}
+	if svid != e.current {
+		leaf := svid.Chain[0]
+		e.log.Info("SVID stored", "serial", leaf.SerialNumber.Text(16), "not_after", leaf.NotAfter)
+	}
+	e.current, e.shown = svid, bundle
+	return nil
+}
+
+func (e *entry) remove() {
+	e.registry.timers.unset(e)
+	if forgetter, ok := e.registry.Issuer.(issue.Forgetter); ok {
+		forgetter.Forget(e.volume.ID)
+	}
+	err := e.registry.Volumes.Remove(e.volume.ID)
+	if err != nil {
+		e.log.Error("could not remove the volume's storage", "error", err)
+	}
+	e.current, e.candidate, e.shown = nil, nil, nil
+	e.volume.Token = issue.Token{}
+	for _, removed := range e.removals {
+		removed <- err
+	}
+	e.removals = nil
+}
+
+func (e *entry) answer(err error) {
+	for _, waiter := range e.waiters {
+		waiter <- err // Buffered; nobody may be there any more.
+	}
+	e.waiters = nil
+}
+
+// report makes a failed attempt visible: in the log, and to whoever waits.
+func (e *entry) report(failed Failed) {
+	if errors.Is(failed.Err, context.Canceled) {
+		return // Given up; somebody wanted that.
+	}
+	e.progress("last attempt: " + failed.Err.Error())
+	attributes := []any{"error", failed.Err}
+	if e.current != nil {
+		attributes = append(attributes, "not_after", e.current.NotAfter())
+	}
+	e.log.Warn("no SVID from this attempt", attributes...)
+}
+
+func (e *entry) progress(what string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.waitsFor = what
+}
+
+func (e *entry) status() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.waitsFor == "" {
+		return "not requested yet"
+	}
+	return e.waitsFor
+}
+
+// finishTimeout bounds the clean-up of one request; its owner reference is the
+// backstop.
+const finishTimeout = time.Minute
+
+func (e *entry) finish(f func(context.Context)) {
+	ctx, cancel := context.WithTimeout(e.registry.life, finishTimeout)
+	defer cancel()
+	f(ctx)
+}
+
+func jitter() float64 { return rand.Float64() }

@@ -1,0 +1,368 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package workload
+
+import (
+	"fmt"
+	"time"
+)
+
+// Phase is where a volume stands.
+type Phase int
+
+const (
+	// Absent: there is nothing, and nobody asked for anything.
+	Absent Phase = iota
+	// Pending: somebody asked; there is no SVID yet.
+	Pending
+	// Ready: an SVID is stored. It may be renewing at the same time.
+	Ready
+)
+
+// String names the phase for logs and metrics.
+func (p Phase) String() string {
+	switch p {
+	case Absent:
+		return "absent"
+	case Pending:
+		return "pending"
+	case Ready:
+		return "ready"
+	}
+	return fmt.Sprintf("phase(%d)", int(p))
+}
+
+// Event is something that happened to a volume.
+type Event interface{ event() }
+
+type (
+	// Published: kubelet asked for the volume.
+	Published struct{}
+	// Prepared answers Prepare.
+	Prepared struct{ Err error }
+	// Issued: attempt brought a certificate that passed verification.
+	Issued struct {
+		Attempt             uint64
+		NotBefore, NotAfter time.Time
+		// Jitter in [0, 1) spreads the renewal.
+		Jitter float64
+	}
+	// Failed: attempt brought no certificate.
+	Failed struct {
+		Attempt uint64
+		Err     error
+		// Final says that trying the same again is of no use before somebody
+		// changes something: a denial, for instance.
+		Final bool
+		// Jitter in [0, 1) spreads the retry.
+		Jitter float64
+	}
+	// Stored answers Store.
+	Stored struct {
+		Err error
+		// Jitter in [0, 1) spreads the retry after an error.
+		Jitter float64
+	}
+	// Tick: the time given in Schedule has come (or is thought to have).
+	Tick struct{}
+	// BundleChanged: the trust bundle is another one.
+	BundleChanged struct{}
+	// TokenRefreshed: kubelet brought a fresh service account token.
+	TokenRefreshed struct{}
+	// Restored: the volume was found with a valid SVID after a restart.
+	Restored struct {
+		NotBefore, NotAfter time.Time
+		Jitter              float64
+	}
+	// Unpublished: kubelet wants the volume gone.
+	Unpublished struct{}
+)
+
+func (Published) event()      {}
+func (Prepared) event()       {}
+func (Issued) event()         {}
+func (Failed) event()         {}
+func (Stored) event()         {}
+func (Tick) event()           {}
+func (BundleChanged) event()  {}
+func (TokenRefreshed) event() {}
+func (Restored) event()       {}
+func (Unpublished) event()    {}
+
+// Action is something to be done for a volume, in the order given.
+type Action interface{ action() }
+
+type (
+	// Prepare makes the volume's storage and socket. Its result comes back as
+	// Prepared before any other event.
+	Prepare struct{}
+	// Request starts attempt. Its result comes back as Issued or Failed, later.
+	Request struct{ Attempt uint64 }
+	// Cancel gives attempt up; its result is no longer wanted.
+	Cancel struct{ Attempt uint64 }
+	// Store writes key, certificate and bundle, all at once. Its result comes
+	// back as Stored before any other event.
+	Store struct{}
+	// Push shows streams what was stored.
+	Push struct{}
+	// Schedule asks for a Tick at At, in place of any earlier wish.
+	Schedule struct{ At time.Time }
+	// Answer ends the wait of every Publish call.
+	Answer struct{ Err error }
+	// Remove ends streams and timers, wipes the key and removes the storage.
+	Remove struct{}
+)
+
+func (Prepare) action()  {}
+func (Request) action()  {}
+func (Cancel) action()   {}
+func (Store) action()    {}
+func (Push) action()     {}
+func (Schedule) action() {}
+func (Answer) action()   {}
+func (Remove) action()   {}
+
+// Machine is the lifecycle of one volume. The zero value is a volume that is
+// Absent. It is not safe for concurrent use; its Registry entry owns it.
+type Machine struct {
+	phase Phase
+	// attempt numbers requests, over the life of the Machine. inFlight says that
+	// the newest has not ended.
+	attempt  uint64
+	inFlight bool
+	// failures counts failed attempts and failed stores since the last success.
+	failures int
+	// renew is when the next attempt is to start, restore when the next attempt
+	// to store what is known already; zero means not planned.
+	renew, restore time.Time
+	// notAfter is the expiry of the SVID in use; issued is the one that is being
+	// stored, if any.
+	notAfter time.Time
+	issued   *Issued
+}
+
+// Phase tells where the volume stands.
+func (m *Machine) Phase() Phase { return m.phase }
+
+// Step takes one event at time now and returns what to do. Events that come too
+// late (an attempt given up, a volume removed) are no events: nothing is done.
+func (m *Machine) Step(now time.Time, event Event) []Action {
+	switch e := event.(type) {
+	case Published:
+		return m.published()
+	case Prepared:
+		return m.prepared(e)
+	case Issued:
+		return m.obtained(e)
+	case Failed:
+		return m.failed(now, e)
+	case Stored:
+		return m.stored(now, e)
+	case Tick:
+		return m.tick(now)
+	case BundleChanged:
+		return m.bundleChanged()
+	case TokenRefreshed:
+		return m.tokenRefreshed()
+	case Restored:
+		return m.restored(now, e)
+	case Unpublished:
+		return m.unpublished()
+	}
+	return nil
+}
+
+func (m *Machine) published() []Action {
+	switch m.phase {
+	case Absent:
+		m.phase = Pending
+		return []Action{Prepare{}}
+	case Ready:
+		return []Action{Answer{}}
+	}
+	return nil // Pending: the one that is under way answers both.
+}
+
+func (m *Machine) prepared(e Prepared) []Action {
+	if m.phase != Pending {
+		return nil
+	}
+	if e.Err != nil {
+		return m.giveUp(e.Err)
+	}
+	return m.request()
+}
+
+func (m *Machine) request() []Action {
+	m.attempt++
+	m.inFlight = true
+	m.renew = time.Time{}
+	return []Action{Request{Attempt: m.attempt}}
+}
+
+// giveUp ends a volume that never had an SVID. Kubelet was told and will ask
+// again; it will not unpublish what it does not believe to be mounted, so
+// nothing may stay behind.
+func (m *Machine) giveUp(err error) []Action {
+	m.reset()
+	return []Action{Remove{}, Answer{Err: err}}
+}
+
+func (m *Machine) reset() { *m = Machine{attempt: m.attempt} }
+
+func (m *Machine) obtained(e Issued) []Action {
+	if !m.inFlight || e.Attempt != m.attempt {
+		return nil
+	}
+	m.inFlight = false
+	m.issued = &e
+	return []Action{Store{}}
+}
+
+func (m *Machine) stored(now time.Time, e Stored) []Action {
+	issued := m.issued
+	m.issued = nil
+	switch {
+	case m.phase == Absent:
+		return nil
+	case e.Err != nil && m.phase == Pending:
+		return m.giveUp(e.Err)
+	case e.Err != nil && issued != nil:
+		return m.retry(now, e.Jitter)
+	case e.Err != nil:
+		m.failures++
+		m.restore = now.Add(m.delay(now, e.Jitter))
+		return m.schedule()
+	case issued == nil: // The bundle changed; the SVID is the same.
+		m.restore = time.Time{}
+		return append([]Action{Push{}}, m.schedule()...)
+	}
+	m.phase = Ready
+	m.failures = 0
+	m.notAfter = issued.NotAfter
+	m.restore = time.Time{}
+	m.renew = renewAt(now, issued.NotBefore, issued.NotAfter, issued.Jitter)
+	return append(append([]Action{Push{}}, m.schedule()...), Answer{})
+}
+
+func (m *Machine) failed(now time.Time, e Failed) []Action {
+	if !m.inFlight || e.Attempt != m.attempt {
+		return nil
+	}
+	m.inFlight = false
+	if m.phase == Pending && e.Final {
+		return m.giveUp(e.Err)
+	}
+	return m.retry(now, e.Jitter)
+}
+
+func (m *Machine) retry(now time.Time, jitter float64) []Action {
+	m.failures++
+	m.renew = now.Add(m.delay(now, jitter))
+	return m.schedule()
+}
+
+func (m *Machine) delay(now time.Time, jitter float64) time.Duration {
+	return retryDelay(m.failures, m.notAfter.Sub(now), jitter)
+}
+
+// schedule asks for a tick at the earlier of the two plans.
+func (m *Machine) schedule() []Action {
+	at := m.renew
+	if at.IsZero() || (!m.restore.IsZero() && m.restore.Before(at)) {
+		at = m.restore
+	}
+	if at.IsZero() {
+		return nil
+	}
+	return []Action{Schedule{At: at}}
+}
+
+func (m *Machine) tick(now time.Time) []Action {
+	if m.phase == Absent {
+		return nil
+	}
+	var actions []Action
+	if reached(m.restore, now) {
+		m.restore = time.Time{}
+		actions = append(actions, Store{})
+	}
+	if reached(m.renew, now) && !m.inFlight {
+		actions = append(actions, m.request()...)
+	}
+	if actions == nil {
+		return m.schedule()
+	}
+	return actions
+}
+
+func reached(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
+
+func (m *Machine) bundleChanged() []Action {
+	if m.phase != Ready {
+		return nil // The first Store takes the bundle as it is then.
+	}
+	return []Action{Store{}}
+}
+
+// tokenRefreshed: a volume whose last attempt failed may have failed for want of
+// a token.
+func (m *Machine) tokenRefreshed() []Action {
+	if m.phase == Absent || m.inFlight || m.failures == 0 {
+		return nil
+	}
+	return m.request()
+}
+
+func (m *Machine) restored(now time.Time, e Restored) []Action {
+	if m.phase != Absent {
+		return nil
+	}
+	m.phase = Ready
+	m.notAfter = e.NotAfter
+	m.renew = renewAt(now, e.NotBefore, e.NotAfter, e.Jitter)
+	// Files and socket are made anew from the state that survived: a crash may
+	// have come between the two.
+	return []Action{Prepare{}, Store{}}
+}
+
+func (m *Machine) unpublished() []Action {
+	var actions []Action
+	if m.inFlight {
+		actions = append(actions, Cancel{Attempt: m.attempt})
+	}
+	m.reset()
+	return append(actions, Remove{}, Answer{Err: ErrUnpublished})
+}
+
+// renewAt is two thirds into the lifetime, less up to a tenth of the lifetime by
+// jitter, and never before now.
+func renewAt(now, notBefore, notAfter time.Time, jitter float64) time.Time {
+	lifetime := notAfter.Sub(notBefore)
+	at := notBefore.Add(lifetime * 2 / 3).Add(-time.Duration(jitter * float64(lifetime) / 10))
+	if at.Before(now) {
+		return now
+	}
+	return at
+}
+
+const (
+	firstRetry  = time.Second
+	longestWait = 5 * time.Minute
+	// urgentWait caps the wait when little or nothing of the lifetime is left,
+	// so that a recovered issuer is noticed within seconds.
+	urgentWait = 5 * time.Second
+)
+
+// retryDelay doubles with each failure, up to an eighth of the remaining life:
+// an SVID gets at least a handful of tries before it expires, however short it
+// lives. Up to a fifth of the delay is taken off by jitter.
+func retryDelay(failures int, remaining time.Duration, jitter float64) time.Duration {
+	limit := min(max(remaining/8, urgentWait), longestWait)
+	delay := limit
+	if failures < 10 {
+		delay = min(firstRetry<<(failures-1), limit)
+	}
+	return delay - time.Duration(jitter*float64(delay)/5)
+}

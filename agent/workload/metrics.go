@@ -1,0 +1,85 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package workload
+
+import (
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/signet-spiffe/signet/agent/issue"
+	"github.com/signet-spiffe/signet/internal/pki"
+)
+
+// purpose tells a mount's issuance from a renewal's.
+type purpose string
+
+const (
+	purposeMount   purpose = "mount"
+	purposeRenewal purpose = "renewal"
+)
+
+// metrics has bounded labels only: no volume, pod or request is ever named.
+type metrics struct {
+	issuances *prometheus.CounterVec
+	duration  *prometheus.HistogramVec
+}
+
+func newMetrics(registerer prometheus.Registerer, phases func() map[Phase]int) *metrics {
+	m := &metrics{
+		issuances: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "signet_agent_issuances_total",
+			Help: "Attempts to obtain an SVID, by purpose (mount, renewal) and result (issued, denied, failed, unavailable, no_token, refused, other).",
+		}, []string{"purpose", "result"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "signet_agent_issuance_duration_seconds",
+			Help:    "Time from making the key to holding a verified SVID, of attempts that succeeded.",
+			Buckets: []float64{.005, .01, .02, .03, .05, .075, .1, .15, .25, .5, 1, 2.5, 5, 10, 30, 60},
+		}, []string{"purpose"}),
+	}
+	registerer.MustRegister(m.issuances, m.duration, phaseCollector{phases})
+	return m
+}
+
+func (m *metrics) issuance(p purpose, err error, took time.Duration) {
+	m.issuances.WithLabelValues(string(p), result(err)).Inc()
+	if err == nil {
+		m.duration.WithLabelValues(string(p)).Observe(took.Seconds())
+	}
+}
+
+func result(err error) string {
+	var broken *pki.RuleError
+	switch {
+	case err == nil:
+		return "issued"
+	case errors.Is(err, issue.ErrDenied):
+		return "denied"
+	case errors.Is(err, issue.ErrFailed):
+		return "failed"
+	case errors.Is(err, issue.ErrUnavailable):
+		return "unavailable"
+	case errors.Is(err, issue.ErrNoToken):
+		return "no_token"
+	case errors.As(err, &broken):
+		return "refused"
+	}
+	return "other"
+}
+
+var volumesDesc = prometheus.NewDesc("signet_agent_volumes", "Volumes on this node by phase (pending: no SVID yet; ready: SVID stored).", []string{"phase"}, nil)
+
+// phaseCollector counts at scrape time.
+type phaseCollector struct{ phases func() map[Phase]int }
+
+func (c phaseCollector) Describe(ch chan<- *prometheus.Desc) { ch <- volumesDesc }
+
+func (c phaseCollector) Collect(ch chan<- prometheus.Metric) {
+	for phase, n := range c.phases() {
+		if phase != Absent {
+			ch <- prometheus.MustNewConstMetric(volumesDesc, prometheus.GaugeValue, float64(n), phase.String())
+		}
+	}
+}

@@ -1,0 +1,230 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package workload
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-spiffe/signet/agent/issue"
+	"github.com/signet-spiffe/signet/internal/pki"
+)
+
+// Options are what a Registry is made of. All are needed.
+type Options struct {
+	Issuer  issue.Issuer
+	Trust   Trust
+	Volumes Volumes
+	// ID computes the SPIFFE ID of a pod.
+	ID func(issue.Pod) (spiffeid.ID, error)
+	// KeyType of every SVID, Duration asked for.
+	KeyType  pki.KeyType
+	Duration time.Duration
+	// PublishTimeout is how long one Publish call waits for an SVID. It should
+	// be shorter than kubelet's own limit of two minutes, so that kubelet hears
+	// what was waited for.
+	PublishTimeout time.Duration
+	Log            *slog.Logger
+	Registerer     prometheus.Registerer
+}
+
+// Registry holds every volume of the node. Safe for concurrent use.
+type Registry struct {
+	Options
+	metrics *metrics
+	timers  *timers
+
+	// life ends when Run ends; attempts run under it.
+	life context.Context
+	end  context.CancelFunc
+
+	mu      sync.Mutex // Guards entries. Taken before an entry's own mutex.
+	entries map[string]*entry
+}
+
+// New makes an empty Registry. Nothing renews until Run is called.
+func New(o Options) *Registry {
+	r := &Registry{Options: o, timers: newTimers(), entries: map[string]*entry{}}
+	r.life, r.end = context.WithCancel(context.Background())
+	r.metrics = newMetrics(o.Registerer, r.countPhases)
+	return r
+}
+
+// Run drives renewals and bundle changes until ctx ends. Attempts that are under
+// way then are withdrawn; volumes stay as they are.
+func (r *Registry) Run(ctx context.Context) {
+	defer r.end()
+	var group sync.WaitGroup
+	group.Go(func() { r.timers.run(ctx, func(e *entry) { e.post(message{event: Tick{}}) }) })
+	group.Go(func() { r.followBundle(ctx) })
+	group.Wait()
+}
+
+func (r *Registry) followBundle(ctx context.Context) {
+	for {
+		_, superseded := r.Trust.Bundle()
+		// After the channel was fetched, so that a change between two rounds is
+		// not missed. Entries whose files hold this bundle already do nothing.
+		for _, e := range r.all() {
+			e.post(message{event: BundleChanged{}})
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-superseded:
+		}
+	}
+}
+
+func (r *Registry) all() []*entry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	entries := make([]*entry, 0, len(r.entries))
+	for _, e := range r.entries {
+		entries = append(entries, e)
+	}
+	return entries
+}
+
+// Publish returns when v has an SVID in its files and on its socket. For a volume
+// that has one it returns at once and takes over a fresh token, if there is one.
+//
+// Errors: ErrPending after PublishTimeout (the attempt goes on and the next call
+// joins it), ErrUnpublished, ErrInvalid when v contradicts what is published
+// under its ID, issue's errors, *pki.RuleError, storage errors, ctx's error.
+func (r *Registry) Publish(ctx context.Context, v Volume) error {
+	id, err := r.ID(v.Pod)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, r.PublishTimeout, ErrPending)
+	defer cancel()
+	answer := make(chan error, 1)
+	e := r.post(v.ID, message{event: Published{}, volume: &v, id: id, answer: answer})
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		cause := context.Cause(ctx)
+		return fmt.Errorf("SVID %s for pod %s/%s: %w (%s)", id, v.Pod.Namespace, v.Pod.Name, cause, e.status())
+	}
+}
+
+// Unpublish returns when nothing is left of the volume: streams ended, key
+// wiped, storage removed. A volume that is not known is no error. Only storage
+// that cannot be removed and ctx's end are errors; call again.
+func (r *Registry) Unpublish(ctx context.Context, volumeID string) error {
+	removed := make(chan error, 1)
+	r.post(volumeID, message{event: Unpublished{}, removed: removed})
+	select {
+	case err := <-removed:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("remove volume %s: %w", volumeID, ctx.Err())
+	}
+}
+
+// Restore takes up a volume whose SVID survived a restart. Call it before Run.
+func (r *Registry) Restore(v Volume, svid *SVID) {
+	r.post(v.ID, message{event: Restored{NotBefore: svid.NotBefore(), NotAfter: svid.NotAfter(), Jitter: jitter()}, volume: &v, id: svid.ID, svid: svid})
+}
+
+// post finds or makes the volume's entry and leaves the message there. Holding
+// r.mu while doing so is what keeps a removed entry from getting mail.
+func (r *Registry) post(volumeID string, m message) *entry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e, ok := r.entries[volumeID]
+	if !ok {
+		e = &entry{registry: r, log: r.Log.With("volume", volumeID), volume: Volume{ID: volumeID}}
+		r.entries[volumeID] = e
+	}
+	e.post(m)
+	return e
+}
+
+// forget drops an entry that is absent and has no mail. It reports whether the
+// entry is done for.
+func (r *Registry) forget(e *entry) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.mailbox) > 0 {
+		return false
+	}
+	e.draining = false
+	if e.machine.Phase() == Absent && r.entries[e.volume.ID] == e {
+		delete(r.entries, e.volume.ID)
+	}
+	return true
+}
+
+func (r *Registry) countPhases() map[Phase]int {
+	count := map[Phase]int{Absent: 0, Pending: 0, Ready: 0}
+	for _, e := range r.all() {
+		count[Phase(e.phase.Load())]++
+	}
+	return count
+}
+
+// obtain makes a key and has an SVID issued and verified. finish, if not nil,
+// must be called when the result was stored or refused.
+func (r *Registry) obtain(ctx context.Context, v Volume, id spiffeid.ID, progress func(string)) (svid *SVID, finish func(context.Context), err error) {
+	key, err := pki.GenerateKey(r.KeyType)
+	if err != nil {
+		return nil, nil, err
+	}
+	csr, err := pki.NewCSR(key, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	issued, err := r.Issuer.Issue(ctx, issue.IssueRequest{
+		Volume: v.ID, Pod: v.Pod, ID: id, CSR: csr, Duration: r.Duration, Token: v.Token, Progress: progress,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	svid, err = r.accept(issued, id, key)
+	if err != nil {
+		return nil, issued.Done, fmt.Errorf("CertificateRequest %s: %w", issued.Request, err)
+	}
+	return svid, issued.Done, nil
+}
+
+// accept verifies what the issuer returned. Where the bundle is learned from the
+// issuer, it is learned only after the chain proved good under it.
+func (r *Registry) accept(issued issue.Issued, id spiffeid.ID, key pki.PrivateKey) (*SVID, error) {
+	chain, err := pki.ParseCertificates(issued.Chain)
+	if err != nil {
+		return nil, &pki.RuleError{Rule: pki.RuleChain, Detail: err.Error()}
+	}
+	bundle, _ := r.Trust.Bundle()
+	learner, learns := r.Trust.(Learner)
+	if learns {
+		if bundle, err = learner.Propose(issued.CA); err != nil {
+			return nil, &pki.RuleError{Rule: pki.RuleNoBundle, Detail: err.Error()}
+		}
+	}
+	if err := pki.VerifySVID(chain, pki.Expectation{ID: id, Key: key, Now: time.Now(), Bundle: bundle}); err != nil {
+		return nil, err
+	}
+	if learns {
+		if _, err := learner.Observe(issued.CA, chain[0].NotAfter); err != nil {
+			return nil, &pki.RuleError{Rule: pki.RuleNoBundle, Detail: err.Error()}
+		}
+	}
+	return &SVID{ID: id, Chain: chain, Key: key}, nil
+}
+
+// final says whether an error will repeat itself until somebody changes
+// something.
+func final(err error) bool { return !errors.Is(err, issue.ErrUnavailable) }
