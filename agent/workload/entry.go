@@ -56,6 +56,7 @@ type entry struct {
 	shown     *x509bundle.Bundle
 	waiters   []chan error
 	removals  []chan error
+	attempts  int                // That have not ended.
 	giveUp    context.CancelFunc // Of the newest attempt.
 	flight    chan struct{}      // Closed when the newest attempt has ended.
 }
@@ -105,12 +106,14 @@ func (e *entry) handle(m message) {
 		e.adopt(m)
 		e.current = m.svid
 	case Issued:
+		e.attempts--
 		e.candidate = m.svid
 	case BundleChanged:
 		if bundle, _ := e.registry.Trust.Bundle(); bundle == nil || bundle.Equal(e.shown) {
 			return
 		}
 	case Failed:
+		e.attempts--
 		e.report(event)
 	case Unpublished:
 		e.removals = append(e.removals, m.removed)
@@ -179,6 +182,7 @@ func (e *entry) request(attempt uint64) {
 	ctx, cancel := context.WithCancel(e.registry.life)
 	before, done := e.flight, make(chan struct{})
 	e.giveUp, e.flight = cancel, done
+	e.attempts++
 	volume, id := e.volume, e.id
 	purpose := purposeMount
 	if e.machine.Phase() == Ready {

@@ -151,8 +151,10 @@ func (r *Registry) post(volumeID string, m message) *entry {
 	return e
 }
 
-// forget drops an entry that is absent and has no mail. It reports whether the
-// entry is done for.
+// forget ends the draining of an entry that has no mail, and drops the entry if
+// nothing is left to remember. An attempt that was given up and has not ended is
+// remembered: the next one of that volume must wait for it. It reports whether
+// the draining ended.
 func (r *Registry) forget(e *entry) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -162,7 +164,7 @@ func (r *Registry) forget(e *entry) bool {
 		return false
 	}
 	e.draining = false
-	if e.machine.Phase() == Absent && r.entries[e.volume.ID] == e {
+	if e.machine.Phase() == Absent && e.attempts == 0 && r.entries[e.volume.ID] == e {
 		delete(r.entries, e.volume.ID)
 	}
 	return true

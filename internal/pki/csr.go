@@ -40,7 +40,7 @@ func NewCSR(key PrivateKey, id spiffeid.ID) ([]byte, error) {
 	template := &x509.CertificateRequest{
 		ExtraExtensions: []pkix.Extension{{Id: oidSubjectAltName, Critical: true, Value: san}},
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, template, key.signer)
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, key.Signer())
 	if err != nil {
 		return nil, fmt.Errorf("make CSR for %s: %w", id, err)
 	}

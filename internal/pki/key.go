@@ -88,8 +88,15 @@ func KeyTypeOf(pub crypto.PublicKey) (KeyType, error) {
 // PrivateKey holds a workload's private key. It prints as a placeholder under
 // every verb and in slog, and refuses to be marshalled, so that a key leaves the
 // process only by MarshalPEM. The zero value holds no key.
+//
+// The key sits in a closure: where fmt may not call methods (an unexported field
+// of something that is printed) it prints a function's address, under any verb.
 type PrivateKey struct {
-	signer crypto.Signer
+	reveal func() crypto.Signer
+}
+
+func hold(signer crypto.Signer) PrivateKey {
+	return PrivateKey{reveal: func() crypto.Signer { return signer }}
 }
 
 // GenerateKey makes a new key from the system's random source.
@@ -98,7 +105,7 @@ func GenerateKey(t KeyType) (PrivateKey, error) {
 	if err != nil {
 		return PrivateKey{}, fmt.Errorf("generate %s key: %w", t, err)
 	}
-	return PrivateKey{signer: signer}, nil
+	return hold(signer), nil
 }
 
 func generate(t KeyType) (crypto.Signer, error) {
@@ -128,7 +135,7 @@ func NewPrivateKey(signer crypto.Signer) (PrivateKey, error) {
 	if _, err := KeyTypeOf(signer.Public()); err != nil {
 		return PrivateKey{}, err
 	}
-	return PrivateKey{signer: signer}, nil
+	return hold(signer), nil
 }
 
 // ParsePrivateKeyPEM reads exactly one PKCS#8 "PRIVATE KEY" block, as MarshalPEM
@@ -161,7 +168,7 @@ func (k PrivateKey) MarshalPEM() ([]byte, error) {
 	if k.IsZero() {
 		return nil, errors.New("marshal private key: there is none")
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(k.signer)
+	der, err := x509.MarshalPKCS8PrivateKey(k.reveal())
 	if err != nil {
 		return nil, fmt.Errorf("marshal private key: %w", err)
 	}
@@ -169,19 +176,24 @@ func (k PrivateKey) MarshalPEM() ([]byte, error) {
 }
 
 // Signer returns the key for signing. The result prints as any crypto.Signer
-// does: do not log it.
-func (k PrivateKey) Signer() crypto.Signer { return k.signer }
+// does: do not log it. Nil for the zero value.
+func (k PrivateKey) Signer() crypto.Signer {
+	if k.IsZero() {
+		return nil
+	}
+	return k.reveal()
+}
 
 // Public returns the public half, or nil for the zero value.
 func (k PrivateKey) Public() crypto.PublicKey {
 	if k.IsZero() {
 		return nil
 	}
-	return k.signer.Public()
+	return k.reveal().Public()
 }
 
 // IsZero reports whether there is no key.
-func (k PrivateKey) IsZero() bool { return k.signer == nil }
+func (k PrivateKey) IsZero() bool { return k.reveal == nil }
 
 const redacted = "[private key]"
 

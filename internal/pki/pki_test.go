@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
@@ -84,25 +85,35 @@ func TestKeyTypesRefused(t *testing.T) {
 // A private key must not come out of the process by printing, logging or
 // marshalling what holds it.
 func TestPrivateKeyDoesNotPrint(t *testing.T) {
-	key := mustKey(t, P256)
-	secret := fmt.Sprintf("%d", key.Signer().(*ecdsa.PrivateKey).D)
-	holder := struct{ Key PrivateKey }{key}
+	ec, ed := mustKey(t, P256), mustKey(t, Ed25519)
 	var out bytes.Buffer
-	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%d", "%x", "%q"} {
-		fmt.Fprintf(&out, verb+"\n", key)
-		fmt.Fprintf(&out, verb+"\n", holder)
-		fmt.Fprintf(&out, verb+"\n", &holder)
+	for _, key := range []PrivateKey{ec, ed} {
+		holder := struct{ Key PrivateKey }{key}
+		hidden := struct{ key PrivateKey }{key} // fmt cannot call methods here.
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%d", "%x", "%q"} {
+			for _, value := range []any{key, holder, &holder, hidden, &hidden, []PrivateKey{key}} {
+				fmt.Fprintf(&out, verb+"\n", value)
+			}
+		}
+		slog.New(slog.NewTextHandler(&out, nil)).Info("x", "key", key, "holder", holder, "hidden", hidden)
+		slog.New(slog.NewJSONHandler(&out, nil)).Info("x", "key", key, "holder", holder)
+		if b, err := json.Marshal(holder); err == nil {
+			t.Errorf("marshalled to JSON: %s", b)
+		}
 	}
-	slog.New(slog.NewTextHandler(&out, nil)).Info("x", "key", key, "holder", holder)
-	slog.New(slog.NewJSONHandler(&out, nil)).Info("x", "key", key, "holder", holder)
-	if strings.Contains(out.String(), secret) || strings.Contains(out.String(), secret[:16]) {
-		t.Error("the private scalar was printed")
+	edBytes := ed.Signer().(ed25519.PrivateKey)
+	for name, secret := range map[string]string{
+		"P-256 scalar, decimal":     ec.Signer().(*ecdsa.PrivateKey).D.String(),
+		"P-256 scalar, hexadecimal": fmt.Sprintf("%x", ec.Signer().(*ecdsa.PrivateKey).D),
+		"Ed25519 seed, decimal":     strings.Trim(fmt.Sprint([]byte(edBytes[:8])), "[]"),
+		"Ed25519 seed, hexadecimal": fmt.Sprintf("%x", []byte(edBytes[:8])),
+	} {
+		if strings.Contains(out.String(), secret) {
+			t.Errorf("printed: %s", name)
+		}
 	}
 	if !strings.Contains(out.String(), redacted) {
 		t.Errorf("nothing was printed as %q: %s", redacted, out.String())
-	}
-	if b, err := json.Marshal(holder); err == nil {
-		t.Errorf("marshalled to JSON: %s", b)
 	}
 }
 
