@@ -25,7 +25,7 @@ var (
 	// ErrFailed: the issuer, or the API server's validation, could not make a
 	// certificate of this request. Whether another one fares better is up to
 	// the issuer.
-	ErrFailed = errors.New("issuer failed")
+	ErrFailed = errors.New("request failed")
 
 	// ErrUnavailable: no decision was made. The API server could not be
 	// reached, did not answer in time, or the request was deleted while it was

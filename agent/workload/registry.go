@@ -221,7 +221,7 @@ func (r *Registry) accept(issued issue.Issued, id spiffeid.ID, key pki.PrivateKe
 	}
 	if learns {
 		if _, err := learner.Observe(issued.CA, chain[0].NotAfter); err != nil {
-			return nil, &pki.RuleError{Rule: pki.RuleNoBundle, Detail: err.Error()}
+			r.Log.Warn("the issuer reported authorities that cannot be used", "request", issued.Request, "error", err)
 		}
 	}
 	return &SVID{ID: id, Chain: chain, Key: key}, nil

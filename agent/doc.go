@@ -1,0 +1,27 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Command signet-agent gives every pod on its node a SPIFFE identity.
+//
+// It runs as a DaemonSet. Kubelet asks it, over CSI, to publish a volume for a
+// pod; the agent makes a key in memory, has cert-manager sign it, verifies what
+// came back, and only then lets kubelet start the pod. The pod finds its SVID as
+// files and on a Workload API socket in that volume, and the agent renews it for
+// as long as the volume is there.
+//
+// This package joins the parts and does nothing else:
+//
+//   - csi talks to kubelet and owns the volumes (tmpfs, files, sockets);
+//   - agent/workload is the lifecycle of each volume;
+//   - agent/issue/certmanager obtains certificates;
+//   - agent/trust knows which authorities to trust;
+//   - workloadapi serves the SPIFFE Workload API.
+//
+// None of them knows the others; the adapters here translate (volumes.go, from
+// the lifecycle to storage and streams; workloads.go, from kubelet's calls to the
+// lifecycle).
+//
+// Threats answered here. What is read back after a restart is the agent's own
+// state on tmpfs, but it is parsed as if a stranger wrote it. Flags are validated
+// before anything is opened: a bad one is one line and exit code 2.
+package main

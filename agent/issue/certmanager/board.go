@@ -1,0 +1,211 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package certmanager
+
+import (
+	"sync"
+
+	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+)
+
+// ref names a CertificateRequest to delete. Without a UID any object of that
+// name is meant, which is safe only for names of our own making.
+type ref struct {
+	types.NamespacedName
+	uid types.UID
+}
+
+func refOf(cr *cmapi.CertificateRequest) ref {
+	return ref{NamespacedName: nameOf(cr), uid: cr.UID}
+}
+
+func nameOf(cr *cmapi.CertificateRequest) types.NamespacedName {
+	return types.NamespacedName{Namespace: cr.Namespace, Name: cr.Name}
+}
+
+// board is where attempts wait for the watch: pure bookkeeping, no I/O. It
+// knows every request that somebody of this process still has a use for. Safe
+// for concurrent use; the lock is never held across a call out.
+type board struct {
+	mu sync.Mutex
+	// waiting are the attempts that run, by the name of their request.
+	waiting map[types.NamespacedName]*waiter
+	// kept are finished requests by volume: issued and not yet Done, or refused
+	// and left for the operator to see. At most one per volume.
+	kept map[string]ref
+	// listed is the resource version of the last complete list.
+	listed string
+}
+
+// waiter is one attempt on the board. Its fields past wake are the board's.
+type waiter struct {
+	name   types.NamespacedName
+	volume string
+	// wake holds at most one token: look at the board.
+	wake chan struct{}
+
+	uid     types.UID // empty until the create has returned
+	version string    // resource version of the created object
+	seen    bool      // some event or list has shown the object
+	latest  verdict
+}
+
+func newBoard() *board {
+	return &board{waiting: map[types.NamespacedName]*waiter{}, kept: map[string]ref{}}
+}
+
+// expect puts an attempt on the board, before its request is sent. It returns
+// what the volume's last attempt left behind, which is no longer of use.
+func (b *board) expect(name types.NamespacedName, volume string) (*waiter, []ref) {
+	w := &waiter{name: name, volume: volume, wake: make(chan struct{}, 1)}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.waiting[name] = w
+	return w, b.takeKept(volume)
+}
+
+// created records what the API server made of the request. If a list that is
+// no older than the request has already come by without it, it is gone.
+func (b *board) created(w *waiter, uid types.UID, version string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	w.uid, w.version = uid, version
+	if w.missingFrom(b.listed) {
+		w.latest = verdict{uid: uid, phase: gone}
+	}
+}
+
+// look returns the latest verdict on an attempt's request.
+func (b *board) look(w *waiter) verdict {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if w.uid != "" && w.latest.uid != "" && w.latest.uid != w.uid {
+		// Somebody deleted our request and made another of the same name.
+		return verdict{uid: w.uid, phase: gone}
+	}
+	return w.latest
+}
+
+// drop takes an attempt off the board that leaves nothing worth keeping.
+func (b *board) drop(w *waiter) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.waiting, w.name)
+}
+
+// keep takes an attempt off the board whose request is still of use, and
+// returns what it displaces.
+func (b *board) keep(w *waiter) []ref {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.waiting, w.name)
+	displaced := b.takeKept(w.volume)
+	b.kept[w.volume] = ref{NamespacedName: w.name, uid: w.uid}
+	return displaced
+}
+
+// release ends the use of a kept request.
+func (b *board) release(volume string, r ref) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.kept[volume] == r {
+		delete(b.kept, volume)
+	}
+}
+
+// forget returns what is kept for a volume and keeps it no more.
+func (b *board) forget(volume string) []ref {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.takeKept(volume)
+}
+
+// takeKept: the caller holds mu.
+func (b *board) takeKept(volume string) []ref {
+	r, ok := b.kept[volume]
+	if !ok {
+		return nil
+	}
+	delete(b.kept, volume)
+	return []ref{r}
+}
+
+// observe takes in the present state of a request.
+func (b *board) observe(cr *cmapi.CertificateRequest) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if w, ok := b.waiting[nameOf(cr)]; ok {
+		w.learn(judge(cr))
+	}
+}
+
+// removed takes in the last state of a request that is gone. If it had come to
+// its end before that, the end is what counts.
+func (b *board) removed(cr *cmapi.CertificateRequest) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	w, ok := b.waiting[nameOf(cr)]
+	if !ok {
+		return
+	}
+	v := judge(cr)
+	if !v.phase.final() {
+		v.phase = gone
+	}
+	w.learn(v)
+}
+
+// replace takes in a complete list of this agent's requests as of a resource
+// version and returns those that nobody has a use for.
+func (b *board) replace(list []*cmapi.CertificateRequest, version string) (stale []ref) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.listed = version
+	kept := make(map[ref]bool, len(b.kept))
+	for _, r := range b.kept {
+		kept[r] = true
+	}
+	present := make(map[types.NamespacedName]bool, len(list))
+	for _, cr := range list {
+		present[nameOf(cr)] = true
+		if w, ok := b.waiting[nameOf(cr)]; ok {
+			w.learn(judge(cr))
+		} else if !kept[refOf(cr)] {
+			stale = append(stale, refOf(cr))
+		}
+	}
+	for name, w := range b.waiting {
+		if !present[name] && (w.seen || w.missingFrom(version)) {
+			w.learn(verdict{uid: w.uid, phase: gone})
+		}
+	}
+	return stale
+}
+
+// missingFrom says that a list of the given resource version would hold the
+// request had it not been deleted, and yet nothing has shown it. Versions that
+// do not compare prove nothing. The caller holds the board's lock.
+func (w *waiter) missingFrom(version string) bool {
+	if w.uid == "" || w.seen {
+		return false
+	}
+	order, err := resourceversion.CompareResourceVersion(w.version, version)
+	return err == nil && order <= 0
+}
+
+// learn records a verdict, unless a final one stands, and wakes the attempt.
+// The caller holds the board's lock.
+func (w *waiter) learn(v verdict) {
+	w.seen = true
+	if w.latest.phase.final() {
+		return
+	}
+	w.latest = v
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,360 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package certmanager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
+	"github.com/cert-manager/cert-manager/pkg/client/clientset/versioned"
+	cmclient "github.com/cert-manager/cert-manager/pkg/client/clientset/versioned/typed/certmanager/v1"
+	"github.com/prometheus/client_golang/prometheus"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"github.com/signet-spiffe/signet/agent/issue"
+	"github.com/signet-spiffe/signet/internal/request"
+)
+
+const (
+	// createTimeout bounds one POST. The API server itself gives up on a
+	// webhook after at most 30 s.
+	createTimeout = 45 * time.Second
+	// stopGrace bounds what Run does after it was told to stop.
+	stopGrace = 5 * time.Second
+)
+
+// errStopping is the cause of attempts cut short because the agent stops.
+var errStopping = errors.New("the agent is stopping")
+
+// Options configure an Issuer.
+type Options struct {
+	// Client is the agent's own. See NewClient.
+	Client versioned.Interface
+	// RESTConfig says where the API server is and whom to trust there, for
+	// requests in a pod's name. Needed for requester "pod" only. Credentials in
+	// it are not used.
+	RESTConfig *rest.Config
+	// Driver and Node name this agent: its requests are labelled with both.
+	Driver, Node string
+	// IssuerRef says who is to sign. It is asked for each request and must not
+	// block.
+	IssuerRef func() (cmmeta.IssuerReference, error)
+	// Requester says whose credentials create the requests.
+	Requester request.Requester
+	// Annotations are added to every request.
+	Annotations map[string]string
+	// Log and Registerer may be nil.
+	Log        *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// StaticIssuer is an Options.IssuerRef that never changes.
+func StaticIssuer(name, kind, group string) func() (cmmeta.IssuerReference, error) {
+	ref := cmmeta.IssuerReference{Name: name, Kind: kind, Group: group}
+	return func() (cmmeta.IssuerReference, error) { return ref, nil }
+}
+
+func (o *Options) validate() error {
+	switch {
+	case o.Client == nil:
+		return errors.New("no client")
+	case o.Driver == "" || o.Node == "":
+		return errors.New("driver and node name are needed to tell this agent's requests from others'")
+	case o.IssuerRef == nil:
+		return errors.New("no issuer reference")
+	case o.Requester == request.RequesterPod && o.RESTConfig == nil:
+		return errors.New("requester \"pod\" needs a REST configuration")
+	}
+	_, err := request.ParseRequester(string(o.Requester))
+	return err
+}
+
+// Issuer obtains certificates by CertificateRequest. Run must be running for
+// Issue to see results.
+type Issuer struct {
+	options Options
+	pods    *podClients // nil unless requester is "pod"
+	log     *slog.Logger
+	metrics *metrics
+
+	board  *board
+	tasks  *tasks
+	synced atomic.Bool
+	trash  *trash
+	// life ends, with errStopping as cause, when Run is told to stop.
+	life context.Context
+	stop context.CancelCauseFunc
+}
+
+var (
+	_ issue.Issuer    = (*Issuer)(nil)
+	_ issue.Forgetter = (*Issuer)(nil)
+)
+
+// New makes an Issuer. It does no I/O.
+func New(o Options) (*Issuer, error) {
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("cert-manager issuer: %w", err)
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	i := &Issuer{
+		options: o,
+		log:     o.Log,
+		board:   newBoard(),
+		tasks:   newTasks(),
+	}
+	i.life, i.stop = context.WithCancelCause(context.Background())
+	var err error
+	if i.metrics, err = newMetrics(o.Registerer, i.Synced); err != nil {
+		return nil, fmt.Errorf("cert-manager issuer: %w", err)
+	}
+	i.trash = newTrash(o.Client, o.Log, i.metrics)
+	if o.Requester == request.RequesterPod {
+		if i.pods, err = newPodClients(o.RESTConfig); err != nil {
+			return nil, fmt.Errorf("cert-manager issuer: %w", err)
+		}
+	}
+	return i, nil
+}
+
+// Synced says whether the API server has listed this agent's requests at least
+// once since the start. It never becomes false again: a watch that drops is
+// resumed without the caller's help.
+func (i *Issuer) Synced() bool { return i.synced.Load() }
+
+// Run watches this agent's requests and deletes those no longer needed, until
+// ctx ends. An API server that cannot be reached is tried again and again. After
+// ctx has ended, attempts that are still waiting are cut short and their requests
+// deleted, for up to five seconds. Call it once.
+func (i *Issuer) Run(ctx context.Context) {
+	var watching sync.WaitGroup
+	watching.Go(func() { i.watch(ctx) })
+	// Deleting goes on for a moment after ctx has ended.
+	deleting, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer giveUp()
+	deleted := i.trash.run(deleting)
+
+	<-ctx.Done()
+	grace := time.AfterFunc(stopGrace, giveUp)
+	defer grace.Stop()
+	i.stop(fmt.Errorf("%w: %w", issue.ErrUnavailable, errStopping))
+	select {
+	case <-i.tasks.close():
+	case <-deleting.Done():
+	}
+	i.trash.close()
+	<-deleted
+	watching.Wait()
+}
+
+// Issue implements issue.Issuer. When ctx ends before the result the request is
+// deleted, in the background, even if the create is still under way.
+func (i *Issuer) Issue(ctx context.Context, r issue.IssueRequest) (issue.Issued, error) {
+	if !i.tasks.begin() {
+		return issue.Issued{}, fmt.Errorf("%w: %w", issue.ErrUnavailable, errStopping)
+	}
+	defer i.tasks.end()
+	ctx, cancel := i.untilStopping(ctx)
+	defer cancel()
+
+	finish := i.metrics.begin()
+	issued, err := i.issue(ctx, r)
+	finish(err)
+	return issued, err
+}
+
+// untilStopping ends ctx when the agent stops as well.
+func (i *Issuer) untilStopping(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	unhook := context.AfterFunc(i.life, func() { cancel(context.Cause(i.life)) })
+	return ctx, func() { unhook(); cancel(nil) }
+}
+
+func (i *Issuer) issue(ctx context.Context, r issue.IssueRequest) (issue.Issued, error) {
+	cr, err := i.newRequest(r)
+	if err != nil {
+		return issue.Issued{}, err
+	}
+	client, err := i.clientFor(r)
+	if err != nil {
+		return issue.Issued{}, fmt.Errorf("create CertificateRequest in namespace %s: %w", r.Pod.Namespace, err)
+	}
+	w, left := i.board.expect(nameOf(cr), r.Volume)
+	i.trash.add(left...)
+	if err := i.create(ctx, client, w, cr, r); err != nil {
+		return issue.Issued{}, err
+	}
+	return i.await(ctx, w, cr, r)
+}
+
+func (i *Issuer) newRequest(r issue.IssueRequest) (*cmapi.CertificateRequest, error) {
+	signer, err := i.options.IssuerRef()
+	if err != nil {
+		return nil, fmt.Errorf("%w: find out which issuer to ask: %w", issue.ErrUnavailable, err)
+	}
+	return request.New(request.Spec{
+		Driver:      i.options.Driver,
+		Node:        i.options.Node,
+		VolumeID:    r.Volume,
+		Pod:         request.Pod(r.Pod),
+		ID:          r.ID,
+		CSR:         r.CSR,
+		Issuer:      signer,
+		Duration:    r.Duration,
+		Annotations: i.options.Annotations,
+	}), nil
+}
+
+func (i *Issuer) clientFor(r issue.IssueRequest) (cmclient.CertificateRequestsGetter, error) {
+	if i.options.Requester == request.RequesterPod {
+		return i.pods.with(r.Token)
+	}
+	return i.options.Client.CertmanagerV1(), nil
+}
+
+// create sends the request. On error the attempt is off the board.
+func (i *Issuer) create(ctx context.Context, client cmclient.CertificateRequestsGetter, w *waiter, cr *cmapi.CertificateRequest, r issue.IssueRequest) error {
+	r.Report(fmt.Sprintf("creating CertificateRequest %s", w.name))
+	type answer struct {
+		made *cmapi.CertificateRequest
+		err  error
+	}
+	answers := make(chan answer, 1)
+	// The POST outlives ctx: cut off half-way it might still make the object,
+	// after the delete that was to undo it.
+	go func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
+		defer cancel()
+		made, err := client.CertificateRequests(cr.Namespace).Create(ctx, cr, metav1.CreateOptions{})
+		answers <- answer{made, err}
+	}()
+	undo := func(a answer) {
+		i.board.drop(w)
+		switch {
+		case a.err == nil:
+			i.trash.add(refOf(a.made))
+		case mayExist(a.err):
+			i.trash.add(ref{NamespacedName: w.name})
+		}
+	}
+	select {
+	case a := <-answers:
+		if a.err != nil {
+			undo(a)
+			return createError(a.err, w.name, i.options.Requester, r.Pod.ServiceAccount)
+		}
+		i.board.created(w, a.made.UID, a.made.ResourceVersion)
+		i.log.Debug("CertificateRequest created", "certificate_request", w.name.String(),
+			"pod", r.Pod.Name, "namespace", r.Pod.Namespace, "uid", r.Pod.UID, "volume", r.Volume, "spiffe_id", r.ID.String())
+		return nil
+	case <-ctx.Done():
+		i.tasks.fork()
+		go func() {
+			defer i.tasks.end()
+			undo(<-answers)
+		}()
+		return fmt.Errorf("withdrawn while creating CertificateRequest %s: %w", w.name, context.Cause(ctx))
+	}
+}
+
+// await waits for the watch to show an end. The attempt is off the board when
+// it returns.
+func (i *Issuer) await(ctx context.Context, w *waiter, cr *cmapi.CertificateRequest, r issue.IssueRequest) (issue.Issued, error) {
+	var said string
+	for {
+		v := i.board.look(w)
+		if v.phase.final() {
+			return i.conclude(w, v, r)
+		}
+		if now := waitingFor(v, w, cr.Spec.IssuerRef); now != said {
+			said = now
+			r.Report(now)
+		}
+		select {
+		case <-w.wake:
+		case <-ctx.Done():
+			i.board.drop(w)
+			i.trash.add(ref{NamespacedName: w.name, uid: w.uid})
+			return issue.Issued{}, fmt.Errorf("withdrawn while %s: %w", said, context.Cause(ctx))
+		}
+	}
+}
+
+func waitingFor(v verdict, w *waiter, signer cmmeta.IssuerReference) string {
+	if v.phase != approved {
+		return fmt.Sprintf("waiting for approval of CertificateRequest %s", w.name)
+	}
+	s := fmt.Sprintf("waiting for %s %s to sign CertificateRequest %s", signer.Kind, signer.Name, w.name)
+	if v.reason == cmapi.CertificateRequestReasonPending && v.message != "" {
+		s += ": " + issue.Quote(v.message)
+	}
+	return s
+}
+
+// conclude turns a final verdict into the result of the attempt.
+func (i *Issuer) conclude(w *waiter, v verdict, r issue.IssueRequest) (issue.Issued, error) {
+	switch v.phase {
+	case issued:
+		i.trash.add(i.board.keep(w)...)
+		return issue.Issued{
+			Chain:   v.chain,
+			CA:      v.ca,
+			Request: w.name.String(),
+			Done:    i.doneWith(w, r.Volume),
+		}, nil
+	case denied:
+		i.trash.add(i.board.keep(w)...)
+		return issue.Issued{}, fmt.Errorf("CertificateRequest %s: %w by the approver: %s", w.name, issue.ErrDenied, words(v))
+	case failed:
+		i.trash.add(i.board.keep(w)...)
+		return issue.Issued{}, fmt.Errorf("CertificateRequest %s: %w: %s", w.name, issue.ErrFailed, words(v))
+	default:
+		// Out of our sight is not yet deleted: its labels may have been changed.
+		i.board.drop(w)
+		i.trash.add(ref{NamespacedName: w.name, uid: w.uid})
+		return issue.Issued{}, fmt.Errorf("CertificateRequest %s was deleted while it was pending: %w", w.name, issue.ErrUnavailable)
+	}
+}
+
+// words are the condition's own, reason first.
+func words(v verdict) string {
+	reason, message := issue.Quote(v.reason), issue.Quote(v.message)
+	switch {
+	case reason == "" && message == "":
+		return "no reason was given"
+	case reason == "":
+		return message
+	case message == "":
+		return reason
+	}
+	return reason + ": " + message
+}
+
+// doneWith deletes the request, once. A first failure is not the caller's to
+// wait for: the delete is tried again in the background.
+func (i *Issuer) doneWith(w *waiter, volume string) func(context.Context) {
+	var once sync.Once
+	r := ref{NamespacedName: w.name, uid: w.uid}
+	return func(ctx context.Context) {
+		once.Do(func() {
+			if err := i.trash.remove(ctx, r); err != nil {
+				i.trash.add(r)
+			}
+			i.board.release(volume, r)
+		})
+	}
+}
+
+// Forget implements issue.Forgetter.
+func (i *Issuer) Forget(volume string) { i.trash.add(i.board.forget(volume)...) }

@@ -1,0 +1,254 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"net"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/signet-spiffe/signet/csi"
+	"github.com/signet-spiffe/signet/internal/identity"
+	"github.com/signet-spiffe/signet/internal/observe"
+	"github.com/signet-spiffe/signet/internal/pki"
+	"github.com/signet-spiffe/signet/internal/request"
+)
+
+// options are the flags: first as given, then (after complete) as understood.
+type options struct {
+	log observe.LogOptions
+
+	driverName      string
+	nodeID          string
+	endpoint        string
+	dataRoot        string
+	registrationDir string
+
+	trustDomainFlag string
+	trustDomain     spiffeid.TrustDomain
+	template        identity.Template
+	sourceCABundle  string
+
+	issuerName, issuerKind, issuerGroup string
+	duration                            time.Duration
+	annotations                         map[string]string
+	requesterFlag                       string
+	requester                           request.Requester
+	useOwnServiceAccount                bool
+	keyTypeFlag                         string
+	keyType                             pki.KeyType
+	publishTimeout                      time.Duration
+
+	files fileNames
+
+	httpAddress string
+
+	flags      *pflag.FlagSet
+	loading    *clientcmd.ClientConfigLoadingRules
+	overrides  *clientcmd.ConfigOverrides
+	restConfig *rest.Config
+}
+
+// fileNames are what a pod finds in its volume.
+type fileNames struct {
+	certificate, key, ca, socket string
+}
+
+const kubeletPlugins = "/var/lib/kubelet/plugins"
+
+func (o *options) addFlags(flags *pflag.FlagSet) {
+	o.flags = flags
+	o.log.AddFlags(flags)
+
+	flags.StringVar(&o.driverName, "csi-driver-name", request.DefaultDriverName, "Name of the CSI driver, as in the CSIDriver object and in pods' volumes")
+	flags.StringVar(&o.nodeID, "node-id", "", "Name of this node in Kubernetes (required)")
+	flags.StringVar(&o.endpoint, "endpoint", "", "CSI socket, unix:///path (default unix://"+kubeletPlugins+"/<csi-driver-name>/csi.sock)")
+	flags.StringVar(&o.dataRoot, "data-root", kubeletPlugins, "Directory under which volumes are kept, in <data-root>/<csi-driver-name>; must be on a mount that the agent shares with the host (Bidirectional)")
+	flags.StringVar(&o.registrationDir, "registration-dir", "/var/lib/kubelet/plugins_registry", "Directory in which kubelet looks for plugins")
+
+	flags.StringVar(&o.trustDomainFlag, "trust-domain", "cluster.local", "SPIFFE trust domain of every identity")
+	flags.StringVar(&o.sourceCABundle, "source-ca-bundle", "", "PEM file with the trust domain's authorities, watched for changes; without it they are learned from CertificateRequest.status.ca")
+
+	flags.StringVar(&o.issuerName, "issuer-name", "my-spiffe-ca", "Name of the cert-manager issuer")
+	flags.StringVar(&o.issuerKind, "issuer-kind", "ClusterIssuer", "Kind of the issuer")
+	flags.StringVar(&o.issuerGroup, "issuer-group", "cert-manager.io", "API group of the issuer")
+	flags.DurationVar(&o.duration, "certificate-request-duration", time.Hour, "Lifetime asked for; the approver's must be the same")
+	flags.StringToStringVar(&o.annotations, "extra-certificate-request-annotations", nil, "Annotations for every CertificateRequest, key=value,key=value")
+	flags.StringVar(&o.requesterFlag, "requester", string(request.RequesterAgent), `Who creates CertificateRequests: "agent" (the agent's own service account) or "pod" (each pod's, by a token from kubelet)`)
+	flags.BoolVar(&o.useOwnServiceAccount, "use-own-service-account", true, "csi-driver-spiffe's spelling: true is --requester=agent, false is --requester=pod")
+	flags.StringVar(&o.keyTypeFlag, "key-type", string(pki.P256), "Key type of every SVID: P-256, P-384, Ed25519, RSA-2048, RSA-3072 or RSA-4096")
+	flags.DurationVar(&o.publishTimeout, "publish-timeout", time.Minute, "How long a mount waits for its SVID before kubelet is told to come back; the request goes on")
+
+	flags.StringVar(&o.files.certificate, "file-name-certificate", "tls.crt", "File name of the certificate chain in the volume")
+	flags.StringVar(&o.files.key, "file-name-key", "tls.key", "File name of the private key in the volume")
+	flags.StringVar(&o.files.ca, "file-name-ca", "ca.crt", "File name of the trust bundle in the volume")
+	flags.StringVar(&o.files.socket, "file-name-socket", "spiffe.sock", "File name of the Workload API socket in the volume")
+
+	flags.StringVar(&o.httpAddress, "http-bind-address", ":9809", "Address of /healthz, /readyz and /metrics")
+
+	o.loading = clientcmd.NewDefaultClientConfigLoadingRules()
+	o.overrides = &clientcmd.ConfigOverrides{}
+	flags.StringVar(&o.loading.ExplicitPath, "kubeconfig", "", "Kubeconfig file; without it the pod's service account is used")
+	clientcmd.BindOverrideFlags(o.overrides, flags, clientcmd.RecommendedConfigOverrideFlags(""))
+}
+
+// complete validates every flag. Errors are *observe.UsageError.
+func (o *options) complete() error {
+	for _, check := range []func() error{
+		o.checkDriver, o.checkTrustDomain, o.checkIssuance, o.checkRequester, o.checkFileNames, o.checkHTTP, o.loadKubeconfig,
+	} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// driverNamePattern is the CSI spec's rule for GetPluginInfoResponse.name.
+var driverNamePattern = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9.]{0,61}[A-Za-z0-9])?$`)
+
+func (o *options) checkDriver() error {
+	if !driverNamePattern.MatchString(o.driverName) {
+		return observe.Usagef("--csi-driver-name %q: must be 1 to 63 letters, digits, dots and hyphens, beginning and ending with a letter or digit", o.driverName)
+	}
+	if errs := validation.IsDNS1123Subdomain(o.nodeID); len(errs) != 0 {
+		return observe.Usagef("--node-id %q: must be the name of this node: %s", o.nodeID, strings.Join(errs, "; "))
+	}
+	if o.endpoint == "" {
+		o.endpoint = "unix://" + path.Join(kubeletPlugins, o.driverName, "csi.sock")
+	}
+	if _, err := csi.ParseEndpoint(o.endpoint); err != nil {
+		return observe.Usagef("--endpoint %q: %v", o.endpoint, err)
+	}
+	var err error
+	if o.dataRoot, err = absolute("--data-root", o.dataRoot); err != nil {
+		return err
+	}
+	o.registrationDir, err = absolute("--registration-dir", o.registrationDir)
+	return err
+}
+
+// absolute takes relative paths too: csi-driver-spiffe's chart passes one.
+func absolute(flag, value string) (string, error) {
+	if value == "" {
+		return "", observe.Usagef("%s: must not be empty", flag)
+	}
+	p, err := filepath.Abs(value)
+	if err != nil {
+		return "", observe.Usagef("%s %q: %v", flag, value, err)
+	}
+	return p, nil
+}
+
+func (o *options) checkTrustDomain() error {
+	td, err := spiffeid.TrustDomainFromString(o.trustDomainFlag)
+	if err != nil {
+		return observe.Usagef("--trust-domain %q: %v", o.trustDomainFlag, err)
+	}
+	if td.Name() != o.trustDomainFlag {
+		return observe.Usagef("--trust-domain %q: give the name alone, %q", o.trustDomainFlag, td.Name())
+	}
+	o.trustDomain = td
+	o.template, err = identity.ParseTemplate(identity.DefaultTemplate)
+	return err
+}
+
+// minDuration leaves a renewal at two thirds of the lifetime some ten seconds to
+// succeed.
+const minDuration = 30 * time.Second
+
+func (o *options) checkIssuance() error {
+	for flag, value := range map[string]string{"--issuer-name": o.issuerName, "--issuer-kind": o.issuerKind, "--issuer-group": o.issuerGroup} {
+		if value == "" {
+			return observe.Usagef("%s: must not be empty", flag)
+		}
+	}
+	if o.duration < minDuration {
+		return observe.Usagef("--certificate-request-duration %s: must be at least %s", o.duration, minDuration)
+	}
+	if o.publishTimeout < time.Second || o.publishTimeout > 110*time.Second {
+		return observe.Usagef("--publish-timeout %s: must be from 1s to 1m50s (kubelet itself gives up after 2m)", o.publishTimeout)
+	}
+	for key := range o.annotations {
+		if errs := validation.IsQualifiedName(strings.ToLower(key)); len(errs) != 0 {
+			return observe.Usagef("--extra-certificate-request-annotations: key %q: %s", key, strings.Join(errs, "; "))
+		}
+		if strings.HasPrefix(key, request.Prefix) {
+			return observe.Usagef("--extra-certificate-request-annotations: key %q: keys under %s are the agent's own", key, request.Prefix)
+		}
+	}
+	var err error
+	if o.keyType, err = pki.ParseKeyType(o.keyTypeFlag); err != nil {
+		return observe.Usagef("--key-type: %v", err)
+	}
+	return nil
+}
+
+func (o *options) checkRequester() error {
+	if o.flags.Changed("use-own-service-account") {
+		spelled := request.RequesterPod
+		if o.useOwnServiceAccount {
+			spelled = request.RequesterAgent
+		}
+		if o.flags.Changed("requester") && o.requesterFlag != string(spelled) {
+			return observe.Usagef("--requester=%s and --use-own-service-account=%t contradict each other; give one", o.requesterFlag, o.useOwnServiceAccount)
+		}
+		o.requesterFlag = string(spelled)
+	}
+	var err error
+	if o.requester, err = request.ParseRequester(o.requesterFlag); err != nil {
+		return observe.Usagef("--requester: %v", err)
+	}
+	return nil
+}
+
+// fileNamePattern is one path segment that is no dot file: names beginning with
+// ".." are the volume's own.
+var fileNamePattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$`)
+
+func (o *options) checkFileNames() error {
+	var seen []string
+	for _, f := range []struct{ flag, name string }{
+		{"--file-name-certificate", o.files.certificate}, {"--file-name-key", o.files.key},
+		{"--file-name-ca", o.files.ca}, {"--file-name-socket", o.files.socket},
+	} {
+		if !fileNamePattern.MatchString(f.name) {
+			return observe.Usagef("%s %q: must be a plain file name of 1 to 64 letters, digits, '.', '_' and '-', not beginning with '.' or '-'", f.flag, f.name)
+		}
+		if slices.Contains(seen, f.name) {
+			return observe.Usagef("%s %q: is the name of another file too", f.flag, f.name)
+		}
+		seen = append(seen, f.name)
+	}
+	return nil
+}
+
+func (o *options) checkHTTP() error {
+	if _, _, err := net.SplitHostPort(o.httpAddress); err != nil {
+		return observe.Usagef("--http-bind-address %q: %v", o.httpAddress, err)
+	}
+	return nil
+}
+
+// loadKubeconfig reads configuration and reaches for no server.
+func (o *options) loadKubeconfig() error {
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(o.loading, o.overrides).ClientConfig()
+	if err != nil {
+		return observe.Usagef("no usable Kubernetes client configuration: %v", err)
+	}
+	config.UserAgent = "signet-agent/" + version
+	config.QPS = -1 // API Priority and Fairness protects the server.
+	o.restConfig = config
+	return nil
+}

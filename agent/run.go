@@ -1,0 +1,189 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/signet-spiffe/signet/agent/issue"
+	"github.com/signet-spiffe/signet/agent/issue/certmanager"
+	"github.com/signet-spiffe/signet/agent/trust"
+	"github.com/signet-spiffe/signet/agent/workload"
+	"github.com/signet-spiffe/signet/csi"
+	"github.com/signet-spiffe/signet/internal/identity"
+	"github.com/signet-spiffe/signet/internal/observe"
+	"github.com/signet-spiffe/signet/internal/pki"
+	"github.com/signet-spiffe/signet/workloadapi"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// run is the agent until ctx ends. Volumes outlive it: pods keep their files, and
+// the next agent takes the sockets up again.
+func run(ctx context.Context, o *options) error {
+	log, err := observe.NewLogger(os.Stderr, o.log)
+	if err != nil {
+		return err
+	}
+	log.Info("signet-agent starts", "version", version, "driver", o.driverName, "node", o.nodeID, "trust_domain", o.trustDomain.Name(), "requester", string(o.requester))
+	metrics := observe.NewRegistry()
+
+	store, err := csi.OpenStore(csi.StoreOptions{DataRoot: o.dataRoot, DriverName: o.driverName, RequireShared: true, Log: log})
+	if err != nil {
+		return err
+	}
+	source, err := openTrust(o, metrics, log)
+	if err != nil {
+		return err
+	}
+	issuer, err := newIssuer(o, metrics, log)
+	if err != nil {
+		return err
+	}
+	server := workloadapi.NewServer(workloadapi.Options{Log: log, Registerer: metrics})
+	storage := newVolumes(store, server, o.files, o.trustDomain, log)
+	registry := workload.New(workload.Options{
+		Issuer: issuer, Trust: source, Volumes: storage, ID: identify(o.trustDomain, o.template),
+		KeyType: o.keyType, Duration: o.duration, PublishTimeout: o.publishTimeout, Log: log, Registerer: metrics,
+	})
+	// Before anything reaches for the API server: running pods need it least.
+	restore(storage, registry, source, log)
+	return serve(ctx, o, parts{
+		log: log, metrics: metrics, store: store, trust: source, issuer: issuer, workloadAPI: server, registry: registry,
+	})
+}
+
+// identify computes SPIFFE IDs as the approver will.
+func identify(td spiffeid.TrustDomain, template identity.Template) func(issue.Pod) (spiffeid.ID, error) {
+	return func(pod issue.Pod) (spiffeid.ID, error) {
+		return template.ID(td, identity.Workload{Namespace: pod.Namespace, ServiceAccount: pod.ServiceAccount})
+	}
+}
+
+// openTrust opens the file of authorities, or learns them from issuers' answers
+// where none is given.
+func openTrust(o *options, metrics prometheus.Registerer, log *slog.Logger) (workload.Trust, error) {
+	counted, err := trust.NewMetrics(metrics)
+	if err != nil {
+		return nil, err
+	}
+	if o.sourceCABundle == "" {
+		return trust.NewObserved(o.trustDomain, trust.WithMetrics(counted)), nil
+	}
+	return trust.NewFileSource(o.sourceCABundle, o.trustDomain, log, trust.WithMetrics(counted))
+}
+
+func newIssuer(o *options, metrics prometheus.Registerer, log *slog.Logger) (*certmanager.Issuer, error) {
+	client, err := certmanager.NewClient(o.restConfig)
+	if err != nil {
+		return nil, err
+	}
+	return certmanager.New(certmanager.Options{
+		Client: client, RESTConfig: o.restConfig, Driver: o.driverName, Node: o.nodeID,
+		IssuerRef: certmanager.StaticIssuer(o.issuerName, o.issuerKind, o.issuerGroup),
+		Requester: o.requester, Annotations: o.annotations, Log: log, Registerer: metrics,
+	})
+}
+
+// restore takes up the volumes of the agent before.
+func restore(storage *volumes, registry *workload.Registry, source workload.Trust, log *slog.Logger) {
+	found := storage.recover()
+	for _, r := range found {
+		if learner, ok := source.(workload.Learner); ok {
+			if _, err := learner.Observe(pki.MarshalCertificates(r.bundle.X509Authorities()), r.svid.NotAfter()); err != nil {
+				log.Warn("could not take over the trust bundle of a volume", "volume", r.volume.ID, "error", err)
+			}
+		}
+	}
+	for _, r := range found {
+		registry.Restore(r.volume, r.svid)
+	}
+	log.Info("took up the volumes of the agent before", "volumes", len(found))
+}
+
+// parts is everything that runs.
+type parts struct {
+	log         *slog.Logger
+	metrics     *prometheus.Registry
+	store       *csi.Store
+	trust       workload.Trust
+	issuer      *certmanager.Issuer
+	workloadAPI *workloadapi.Server
+	registry    *workload.Registry
+}
+
+// shutdownGrace bounds how long streams may take to hear that the agent stops.
+const shutdownGrace = 2 * time.Second
+
+func serve(ctx context.Context, o *options, p parts) error {
+	endpoint, err := csi.ParseEndpoint(o.endpoint)
+	if err != nil {
+		return err
+	}
+	registration, err := csi.NewRegistration(csi.RegistrationOptions{Dir: o.registrationDir, DriverName: o.driverName, Endpoint: endpoint, Log: p.log})
+	if err != nil {
+		return err
+	}
+	ready := readiness(registration, p)
+	driver, err := csi.NewServer(csi.ServerOptions{
+		Endpoint: o.endpoint, DriverName: o.driverName, Version: version, NodeID: o.nodeID,
+		Workloads: workloads{p.registry}, Store: p.store, Log: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	web, err := observe.NewServer(observe.ServerOptions{
+		Address: o.httpAddress, Registry: p.metrics, Ready: ready, Live: func() error { return nil }, Log: p.log,
+	})
+	if err != nil {
+		return err
+	}
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return web.Run(ctx) })
+	group.Go(func() error { return driver.Run(ctx) })
+	group.Go(func() error { return ignoreCancel(registration.Run(ctx)) })
+	group.Go(func() error { p.issuer.Run(ctx); return nil })
+	group.Go(func() error { p.registry.Run(ctx); return nil })
+	if watcher, ok := p.trust.(interface{ Run(context.Context) }); ok {
+		group.Go(func() error { watcher.Run(ctx); return nil })
+	}
+	group.Go(func() error {
+		<-ctx.Done()
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+		defer cancel()
+		return ignoreCancel(p.workloadAPI.Shutdown(grace))
+	})
+	err = group.Wait()
+	p.log.Info("signet-agent stopped")
+	return err
+}
+
+func ignoreCancel(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// readiness says whether a new mount can succeed.
+func readiness(registration *csi.Registration, p parts) observe.Check {
+	return func() error {
+		switch {
+		case !registration.Registered():
+			return fmt.Errorf("kubelet has not registered the driver yet")
+		case !p.issuer.Synced():
+			return fmt.Errorf("the API server has not listed this agent's CertificateRequests yet")
+		}
+		return nil
+	}
+}

@@ -1,0 +1,216 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/signet-spiffe/signet/agent/workload"
+	"github.com/signet-spiffe/signet/csi"
+	"github.com/signet-spiffe/signet/internal/pki"
+	"github.com/signet-spiffe/signet/workloadapi"
+)
+
+// volumes implements workload.Volumes: what the lifecycle decides becomes files
+// and state in the volume's tmpfs (csi.Dir) and messages on its socket
+// (workloadapi.Server).
+type volumes struct {
+	store       *csi.Store
+	server      *workloadapi.Server
+	names       fileNames
+	trustDomain spiffeid.TrustDomain
+	log         *slog.Logger
+
+	mu    sync.Mutex // Guards feeds; not held during I/O.
+	feeds map[string]*feed
+}
+
+func newVolumes(store *csi.Store, server *workloadapi.Server, names fileNames, td spiffeid.TrustDomain, log *slog.Logger) *volumes {
+	return &volumes{store: store, server: server, names: names, trustDomain: td, log: log, feeds: map[string]*feed{}}
+}
+
+// Prepare implements workload.Volumes.
+func (v *volumes) Prepare(volume workload.Volume) error {
+	dir, err := v.store.Create(volume.ID)
+	if err != nil {
+		return err
+	}
+	if v.feed(volume.ID) != nil {
+		return nil
+	}
+	listener, err := dir.Listen(v.names.socket)
+	if err != nil {
+		return err
+	}
+	f := newFeed(volume, v.trustDomain)
+	if err := v.server.Start(listener, f); err != nil {
+		return fmt.Errorf("serve the Workload API for volume %s: %w", volume.ID, err)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.feeds[volume.ID] = f
+	return nil
+}
+
+func (v *volumes) feed(id string) *feed {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.feeds[id]
+}
+
+// Store implements workload.Volumes. State goes first: were the agent killed
+// between the two writes, it would find the newer SVID in the state and write
+// the files again.
+func (v *volumes) Store(volume workload.Volume, c workload.Content) error {
+	if c.Bundle == nil {
+		return fmt.Errorf("store SVID of volume %s: there is no trust bundle yet", volume.ID)
+	}
+	dir, ok := v.store.Get(volume.ID)
+	if !ok {
+		return fmt.Errorf("store SVID of volume %s: the volume's storage is gone", volume.ID)
+	}
+	key, err := c.SVID.Key.MarshalPEM()
+	if err != nil {
+		return fmt.Errorf("store SVID of volume %s: %w", volume.ID, err)
+	}
+	state, err := marshalState(volume, c, key)
+	if err != nil {
+		return err
+	}
+	if err := dir.WriteState(state); err != nil {
+		return err
+	}
+	return dir.Write(csi.Files{
+		Payload: map[string][]byte{
+			v.names.certificate: pki.MarshalCertificates(c.SVID.Chain),
+			v.names.key:         key,
+			v.names.ca:          pki.MarshalCertificates(c.Bundle.X509Authorities()),
+		},
+		GID: volume.GID,
+	})
+}
+
+// Push implements workload.Volumes.
+func (v *volumes) Push(volume workload.Volume, c workload.Content) {
+	if f := v.feed(volume.ID); f != nil && c.SVID != nil && c.Bundle != nil {
+		f.set(entitled(c))
+	}
+}
+
+func entitled(c workload.Content) workloadapi.Identity {
+	return workloadapi.Identity{
+		Status:      workloadapi.Entitled,
+		SVIDs:       []*x509svid.SVID{{ID: c.SVID.ID, Certificates: c.SVID.Chain, PrivateKey: c.SVID.Key.Signer()}},
+		Bundles:     x509bundle.NewSet(c.Bundle),
+		TrustDomain: c.SVID.ID.TrustDomain(),
+	}
+}
+
+// Remove implements workload.Volumes.
+func (v *volumes) Remove(id string) error {
+	v.mu.Lock()
+	f := v.feeds[id]
+	delete(v.feeds, id)
+	v.mu.Unlock()
+	if f != nil {
+		v.server.Detach(f)
+	}
+	return v.store.Remove(id)
+}
+
+// recovered is a volume whose state survived a restart.
+type recovered struct {
+	volume workload.Volume
+	svid   *workload.SVID
+	bundle *x509bundle.Bundle
+}
+
+// recover reads the state of every volume that is still mounted. A volume without
+// state was never published, so kubelet will publish it anew: it is removed. A
+// state that cannot be read, or is of another trust domain, leaves its volume
+// alone, since a pod may be using the files; it is logged.
+func (v *volumes) recover() []recovered {
+	dirs, problems := v.store.Volumes()
+	for _, err := range problems {
+		v.log.Warn("left alone what is not a volume of this agent", "error", err)
+	}
+	var found []recovered
+	for _, dir := range dirs {
+		r, err := v.recoverOne(dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			if err := v.store.Remove(dir.ID()); err != nil {
+				v.log.Warn("could not remove a volume that was never published", "volume", dir.ID(), "error", err)
+			}
+		case err != nil:
+			v.log.Error("could not take up a volume of the agent before; its pod keeps the files it has", "volume", dir.ID(), "error", err)
+		default:
+			found = append(found, r)
+		}
+	}
+	return found
+}
+
+func (v *volumes) recoverOne(dir *csi.Dir) (recovered, error) {
+	b, err := dir.ReadState()
+	if err != nil {
+		return recovered{}, err
+	}
+	r, err := unmarshalState(b)
+	if err != nil {
+		return recovered{}, err
+	}
+	if r.volume.ID != dir.ID() {
+		return recovered{}, fmt.Errorf("state is of volume %q", r.volume.ID)
+	}
+	if td := r.svid.ID.TrustDomain(); td != v.trustDomain {
+		return recovered{}, fmt.Errorf("state is of trust domain %q, this agent's is %q", td, v.trustDomain)
+	}
+	return r, nil
+}
+
+// feed is the identity behind one volume's socket (workloadapi.Workload).
+type feed struct {
+	volume workload.Volume
+
+	mu         sync.Mutex
+	identity   workloadapi.Identity
+	superseded chan struct{}
+}
+
+func newFeed(volume workload.Volume, td spiffeid.TrustDomain) *feed {
+	return &feed{
+		volume:     volume,
+		identity:   workloadapi.Identity{Status: workloadapi.Pending, TrustDomain: td},
+		superseded: make(chan struct{}),
+	}
+}
+
+// Identity implements workloadapi.Workload.
+func (f *feed) Identity() (workloadapi.Identity, <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.identity, f.superseded
+}
+
+func (f *feed) set(identity workloadapi.Identity) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.identity = identity
+	close(f.superseded)
+	f.superseded = make(chan struct{})
+}
+
+// LogValue names the workload in the Workload API's log.
+func (f *feed) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("namespace", f.volume.Pod.Namespace), slog.String("pod", f.volume.Pod.Name), slog.String("volume", f.volume.ID))
+}
