@@ -1,0 +1,292 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package workloadapi
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+)
+
+// endpoint is one attached workload with its listeners and connections.
+type endpoint struct {
+	workload Workload
+	metrics  *metrics
+	log      *slog.Logger
+	ended    chan struct{} // closed by end, after reason is set
+	idle     chan struct{} // closed once ended and without open RPCs
+	gone     sync.Once     // detach
+
+	mu        sync.Mutex // guards what follows; nothing waits while holding it
+	reason    error      // gRPC status; set once, before ended is closed
+	open      int        // RPCs that heed ended
+	listeners map[*listener]struct{}
+	conns     map[*conn]struct{}
+	cached    *view
+}
+
+func newEndpoint(w Workload, m *metrics, log *slog.Logger) *endpoint {
+	return &endpoint{
+		workload:  w,
+		metrics:   m,
+		log:       log,
+		ended:     make(chan struct{}),
+		idle:      make(chan struct{}),
+		listeners: make(map[*listener]struct{}),
+		conns:     make(map[*conn]struct{}),
+	}
+}
+
+// current returns the workload's present identity as a view, shared by all callers that see the same identity.
+func (e *endpoint) current() *view {
+	identity, superseded := e.workload.Identity()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.cached != nil && superseded != nil && e.cached.superseded == superseded {
+		return e.cached
+	}
+	v := e.newView(identity, superseded)
+	e.cached = v
+	return v
+}
+
+// begin admits an RPC that watches ended. The caller must call finish if the error is nil.
+func (e *endpoint) begin() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.reason != nil {
+		return e.reason
+	}
+	e.open++
+	return nil
+}
+
+func (e *endpoint) finish() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.open--
+	if e.open == 0 && e.reason != nil {
+		close(e.idle)
+	}
+}
+
+// end closes the listeners and tells all streams to end with reason, a gRPC status; only the first reason counts. When it
+// returns, no connection will be added any more. It reports whether RPCs were open.
+func (e *endpoint) end(reason error) (busy bool) {
+	e.mu.Lock()
+	busy = e.open > 0
+	if e.reason == nil {
+		e.reason = reason
+		e.cached = nil
+		close(e.ended)
+		if !busy {
+			close(e.idle)
+		}
+	}
+	listeners := make([]*listener, 0, len(e.listeners))
+	for l := range e.listeners {
+		listeners = append(listeners, l)
+	}
+	e.mu.Unlock()
+	for _, l := range listeners {
+		_ = l.Close()
+		l.settle()
+	}
+	return busy
+}
+
+func (e *endpoint) hasEnded() bool {
+	select {
+	case <-e.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// detach ends the endpoint and returns once all its sockets are closed, for every caller.
+func (e *endpoint) detach() {
+	e.gone.Do(func() {
+		if e.end(errDetached) {
+			// Give the open RPCs time to return, and their status time to be written.
+			_ = waitFor(context.Background(), e.idle, drainTimeout)
+			time.Sleep(flushPause)
+		}
+		e.closeConnections()
+	})
+}
+
+// closeConnections closes what is still open. Connections of an ended endpoint do not increase any more.
+func (e *endpoint) closeConnections() {
+	e.mu.Lock()
+	conns := make([]*conn, 0, len(e.conns))
+	for c := range e.conns {
+		conns = append(conns, c)
+	}
+	e.mu.Unlock()
+	for _, c := range conns {
+		_ = c.Close()
+	}
+}
+
+func (e *endpoint) addListener(lis net.Listener) *listener {
+	l := &listener{Listener: lis, endpoint: e}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.listeners[l] = struct{}{}
+	e.metrics.listeners.Inc()
+	return l
+}
+
+func (e *endpoint) dropListener(l *listener) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, ok := e.listeners[l]; ok {
+		delete(e.listeners, l)
+		e.metrics.listeners.Dec()
+	}
+}
+
+// adopt takes a fresh connection over, or closes it when the endpoint has ended.
+func (e *endpoint) adopt(raw net.Conn) (*conn, error) {
+	c := &conn{Conn: raw, endpoint: e}
+	e.mu.Lock()
+	ended := e.reason != nil
+	if !ended {
+		e.conns[c] = struct{}{}
+	}
+	e.mu.Unlock()
+	if ended {
+		_ = raw.Close()
+		return nil, net.ErrClosed
+	}
+	e.metrics.connections.Inc()
+	e.metrics.accepted.Inc()
+	return c, nil
+}
+
+func (e *endpoint) release(c *conn) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, ok := e.conns[c]; ok {
+		delete(e.conns, c)
+		e.metrics.connections.Dec()
+	}
+}
+
+// listener marks what it accepts as belonging to its endpoint.
+type listener struct {
+	net.Listener
+	endpoint *endpoint
+	closing  sync.Once
+	err      error // of closing
+
+	accepting sync.Mutex // held from accept(2) until the connection is in the endpoint's hands; only settle waits for it
+}
+
+// Accept implements net.Listener.
+func (l *listener) Accept() (net.Conn, error) {
+	l.accepting.Lock()
+	defer l.accepting.Unlock()
+	raw, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c, err := l.endpoint.adopt(raw)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close closes the listener once; gRPC and the endpoint both do.
+func (l *listener) Close() error {
+	l.closing.Do(func() { l.err = l.Listener.Close() })
+	return l.err
+}
+
+// settle waits, after Close, for an Accept that is under way. A connection that it has taken from the kernel but not yet
+// handed over would otherwise keep the socket's file system busy unseen.
+func (l *listener) settle() {
+	l.accepting.Lock()
+	defer l.accepting.Unlock()
+}
+
+// conn is a connection that knows its endpoint.
+type conn struct {
+	net.Conn
+	endpoint *endpoint
+	closing  sync.Once
+	err      error // of closing
+}
+
+// Close returns once the descriptor is closed, to every caller: the transport and the endpoint may both close. An accepted
+// Unix connection keeps the file system of its listener busy, so whoever unmounts that needs to know.
+func (c *conn) Close() error {
+	c.closing.Do(func() {
+		c.err = c.Conn.Close()
+		c.endpoint.release(c)
+	})
+	return c.err
+}
+
+// authInfo carries the endpoint of a connection to the handlers of its RPCs.
+type authInfo struct {
+	credentials.CommonAuthInfo
+	endpoint *endpoint
+}
+
+// AuthType implements credentials.AuthInfo.
+func (authInfo) AuthType() string { return "workload-socket" }
+
+// listenerCredentials are transport credentials that take the identity of the peer from the listener that accepted it.
+// There is no TLS on a workload endpoint (Workload Endpoint §3.1).
+type listenerCredentials struct{}
+
+// ServerHandshake implements credentials.TransportCredentials. It does no I/O.
+func (listenerCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	c, ok := raw.(*conn)
+	if !ok {
+		return nil, nil, errors.New("connection was not accepted by a workload's listener")
+	}
+	info := authInfo{
+		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+		endpoint:       c.endpoint,
+	}
+	return c, info, nil
+}
+
+// ClientHandshake implements credentials.TransportCredentials; there is no client side.
+func (listenerCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("workload socket credentials are for servers only")
+}
+
+// Info implements credentials.TransportCredentials.
+func (listenerCredentials) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "workload-socket"}
+}
+
+// Clone implements credentials.TransportCredentials.
+func (c listenerCredentials) Clone() credentials.TransportCredentials { return c }
+
+// OverrideServerName implements credentials.TransportCredentials.
+func (listenerCredentials) OverrideServerName(string) error { return nil }
+
+// endpointOf returns the endpoint whose listener accepted the connection of the RPC.
+func endpointOf(ctx context.Context) (*endpoint, error) {
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(authInfo); ok {
+			return info.endpoint, nil
+		}
+	}
+	return nil, status.Error(codes.Internal, "connection belongs to no workload")
+}
