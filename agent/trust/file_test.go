@@ -152,16 +152,17 @@ func TestFileFollows(t *testing.T) {
 			}}
 		},
 		"link to the directory swapped": func(t *testing.T, dir string, first []byte) scene {
-			must(t, os.Mkdir(filepath.Join(dir, "v0"), 0o700))
-			write(t, filepath.Join(dir, "v0", "ca.crt"), first)
-			must(t, os.Symlink(filepath.Join(dir, "v0"), filepath.Join(dir, "current")))
-			return scene{filepath.Join(dir, "current", "ca.crt"), func(t *testing.T, content []byte, n int) {
-				version := filepath.Join(dir, fmt.Sprintf("v%d", n))
+			// The versions lie elsewhere: only the link's own directory shows the swap.
+			versions := t.TempDir()
+			lay := func(t *testing.T, content []byte, n int) {
+				version := filepath.Join(versions, fmt.Sprint(n))
 				must(t, os.Mkdir(version, 0o700))
 				write(t, filepath.Join(version, "ca.crt"), content)
 				must(t, os.Symlink(version, filepath.Join(dir, "next")))
 				must(t, os.Rename(filepath.Join(dir, "next"), filepath.Join(dir, "current")))
-			}}
+			}
+			lay(t, first, 0)
+			return scene{filepath.Join(dir, "current", "ca.crt"), lay}
 		},
 	}
 	for name, set := range scenes {

@@ -41,6 +41,7 @@ type apiServer struct {
 	drops    chan struct{}
 	changed  chan struct{} // closed and renewed at every change
 	requests []seenRequest
+	open     int // watches that are established
 	// streaming makes lists come as watches, as newer API servers do.
 	streaming bool
 	// onCreate, if set, runs before a create is answered, without the lock. An
@@ -289,7 +290,10 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 		fail(w, status(http.StatusGone, metav1.StatusReasonExpired, "too old resource version"))
 		return
 	}
+	s.open++
+	s.bump()
 	s.mu.Unlock()
+	defer s.with(func() { s.open-- })
 
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)
@@ -412,12 +416,11 @@ func (s *apiServer) awaitEmpty(t *testing.T) {
 	s.await(t, "no CertificateRequest left", func() bool { return len(s.objects) == 0 })
 }
 
-// watching waits until a watch is open that was opened after n requests.
-func (s *apiServer) awaitWatch(t *testing.T, n int) {
+// awaitWatch waits until a watch is established: from here on what happens is
+// an event, not part of a list.
+func (s *apiServer) awaitWatch(t *testing.T) {
 	t.Helper()
-	s.await(t, "a watch", func() bool {
-		return slices.ContainsFunc(s.requests[n:], func(r seenRequest) bool { return r.watch })
-	})
+	s.await(t, "a watch", func() bool { return s.open > 0 })
 }
 
 func (s *apiServer) seen() []seenRequest {

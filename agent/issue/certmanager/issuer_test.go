@@ -17,6 +17,7 @@ import (
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
+	cmclient "github.com/cert-manager/cert-manager/pkg/client/clientset/versioned/typed/certmanager/v1"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -34,7 +35,8 @@ const (
 	agentToken = "agent-token"
 )
 
-// fixture is an Issuer against an apiServer.
+// fixture is a running Issuer against an apiServer, with its watch established
+// unless the server is down.
 type fixture struct {
 	*Issuer
 	server *apiServer
@@ -66,11 +68,16 @@ func start(t *testing.T, s *apiServer, edit func(*Options)) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var down bool
+	s.with(func() { down = s.down })
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { i.Run(ctx) })
 	f := &fixture{Issuer: i, server: s, stop: func() { cancel(); running.Wait() }}
 	t.Cleanup(f.stop)
+	if !down {
+		s.awaitWatch(t)
+	}
 	return f
 }
 
@@ -95,6 +102,18 @@ func (f *fixture) ask(ctx context.Context, r issue.IssueRequest) <-chan result {
 		out <- result{issued, err}
 	}()
 	return out
+}
+
+// created issues in the background and waits until the create has been answered.
+func (f *fixture) created(t *testing.T, ctx context.Context) (<-chan result, types.NamespacedName) {
+	t.Helper()
+	said := make(chan string, 10)
+	r := wish("v1")
+	r.Progress = func(what string) { said <- what }
+	got := f.ask(ctx, r)
+	wantSaid(t, said, "creating")
+	wantSaid(t, said, "waiting for approval")
+	return got, f.server.one(t)
 }
 
 func await[T any](t *testing.T, what string, c <-chan T) T {
@@ -130,7 +149,6 @@ func TestIssue(t *testing.T) {
 			s.streaming = streaming
 			registry := prometheus.NewRegistry()
 			f := start(t, s, func(o *Options) { o.Registerer = registry; o.Annotations = map[string]string{"team": "a"} })
-			s.awaitWatch(t, 0)
 
 			said := make(chan string, 10)
 			r := wish("v1")
@@ -189,7 +207,6 @@ func wantSaid(t *testing.T, said <-chan string, words string) {
 func TestIssuedBeforeCreateReturns(t *testing.T) {
 	s := newAPIServer(t)
 	f := start(t, s, nil)
-	s.awaitWatch(t, 0)
 	answer := make(chan struct{})
 	woken := make(chan *waiter, 1)
 	s.with(func() {
@@ -205,8 +222,10 @@ func TestIssuedBeforeCreateReturns(t *testing.T) {
 	})
 	got := f.ask(t.Context(), wish("v1"))
 	w := await(t, "the waiter", woken)
-	token := await(t, "the watch event", w.wake)
-	w.wake <- token
+	for f.board.look(w).phase != issued {
+		await(t, "the watch event", w.wake)
+	}
+	// The attempt must not need the tokens that the test has taken.
 	close(answer)
 	if res := await(t, "the result", got); res.err != nil {
 		t.Fatal(res.err)
@@ -253,9 +272,8 @@ func TestRefused(t *testing.T) {
 func TestDeletedWhilePending(t *testing.T) {
 	s := newAPIServer(t)
 	f := start(t, s, nil)
-	s.awaitWatch(t, 0)
-	got := f.ask(t.Context(), wish("v1"))
-	s.remove(s.one(t))
+	got, name := f.created(t, t.Context())
+	s.remove(name)
 	wantError(t, await(t, "the result", got).err, issue.ErrUnavailable, "deleted while it was pending")
 }
 
@@ -264,9 +282,8 @@ func TestDeletedWhilePending(t *testing.T) {
 func TestRelabelledWhilePending(t *testing.T) {
 	s := newAPIServer(t)
 	f := start(t, s, nil)
-	s.awaitWatch(t, 0)
-	got := f.ask(t.Context(), wish("v1"))
-	s.update(s.one(t), func(cr *cmapi.CertificateRequest) { cr.Labels = nil })
+	got, name := f.created(t, t.Context())
+	s.update(name, func(cr *cmapi.CertificateRequest) { cr.Labels = nil })
 	wantError(t, await(t, "the result", got).err, issue.ErrUnavailable)
 	s.awaitEmpty(t)
 }
@@ -276,14 +293,7 @@ func TestRelabelledWhilePending(t *testing.T) {
 func TestDeletedWhileWatchIsDown(t *testing.T) {
 	s := newAPIServer(t)
 	f := start(t, s, nil)
-	s.awaitWatch(t, 0)
-	said := make(chan string, 10)
-	r := wish("v1")
-	r.Progress = func(what string) { said <- what }
-	got := f.ask(t.Context(), r)
-	name := s.one(t)
-	wantSaid(t, said, "creating")
-	wantSaid(t, said, "waiting for approval") // The create has been answered.
+	got, name := f.created(t, t.Context())
 	s.setDown(true)
 	s.remove(name)
 	s.compact()
@@ -296,9 +306,7 @@ func TestIssuedWhileWatchIsDown(t *testing.T) {
 		t.Run(fmt.Sprintf("compacted=%t", compacted), func(t *testing.T) {
 			s := newAPIServer(t)
 			f := start(t, s, nil)
-			s.awaitWatch(t, 0)
-			got := f.ask(t.Context(), wish("v1"))
-			name := s.one(t)
+			got, name := f.created(t, t.Context())
 			s.dropWatches()
 			s.update(name, approve)
 			s.setDown(true)
@@ -309,8 +317,6 @@ func TestIssuedWhileWatchIsDown(t *testing.T) {
 			s.setDown(false)
 			res := await(t, "the result", got)
 			if res.err != nil {
-				// Cut off in the middle of the create is a fair answer, too, but
-				// the create had been answered before.
 				t.Fatal(res.err)
 			}
 			res.Done(t.Context())
@@ -323,8 +329,7 @@ func TestCancelledWhilePending(t *testing.T) {
 	s := newAPIServer(t)
 	f := start(t, s, nil)
 	ctx, cancel := context.WithCancelCause(t.Context())
-	got := f.ask(ctx, wish("v1"))
-	name := s.one(t)
+	got, name := f.created(t, ctx)
 	cause := errors.New("volume unpublished")
 	cancel(cause)
 	wantError(t, await(t, "the result", got).err, cause, "withdrawn", name.String())
@@ -347,6 +352,45 @@ func TestCancelledWhileCreating(t *testing.T) {
 	wantError(t, await(t, "the result", got).err, context.Canceled, "withdrawn while creating")
 	close(release)
 	s.await(t, "create and delete", func() bool { return s.uids == 1 && len(s.objects) == 0 })
+}
+
+// slowCreates holds creates until released and shows the context they run in.
+type slowCreates struct {
+	cmclient.CertificateRequestInterface
+	running chan context.Context
+	release chan struct{}
+}
+
+func (c slowCreates) CertificateRequests(string) cmclient.CertificateRequestInterface { return c }
+
+func (c slowCreates) Create(ctx context.Context, cr *cmapi.CertificateRequest, _ metav1.CreateOptions) (*cmapi.CertificateRequest, error) {
+	c.running <- ctx
+	<-c.release
+	return cr, ctx.Err()
+}
+
+// A create is not cut off half-way, when nobody can say what came of it.
+func TestCreateOutlivesTheAttempt(t *testing.T) {
+	f := start(t, newAPIServer(t), nil)
+	client := slowCreates{running: make(chan context.Context, 1), release: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	cr, err := f.newRequest(wish("v1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, _ := f.board.expect(nameOf(cr), "v1")
+	ended := make(chan error, 1)
+	go func() { ended <- f.create(ctx, client, w, cr, wish("v1")) }()
+	creating := await(t, "the create", client.running)
+	cancel()
+	wantError(t, await(t, "the end of the attempt", ended), context.Canceled)
+	if creating.Err() != nil {
+		t.Error("the create was cut off with its attempt")
+	}
+	if _, bounded := creating.Deadline(); !bounded {
+		t.Error("the create may take for ever")
+	}
+	close(client.release)
 }
 
 // A create whose answer is lost has an object that nobody knows of.
@@ -415,8 +459,7 @@ func TestAPIServerDownAtStart(t *testing.T) {
 func TestStopWithdrawsWhatIsPending(t *testing.T) {
 	s := newAPIServer(t)
 	f := start(t, s, nil)
-	got := f.ask(context.Background(), wish("v1"))
-	s.one(t)
+	got, _ := f.created(t, context.Background())
 	f.stop()
 	wantError(t, await(t, "the result", got).err, issue.ErrUnavailable, "stopping")
 	s.with(func() {
@@ -456,14 +499,7 @@ func TestDeleteIsTriedAgain(t *testing.T) {
 func TestAnotherObjectOfTheSameName(t *testing.T) {
 	s := newAPIServer(t)
 	f := start(t, s, nil)
-	s.awaitWatch(t, 0)
-	said := make(chan string, 10)
-	r := wish("v1")
-	r.Progress = func(what string) { said <- what }
-	got := f.ask(t.Context(), r)
-	name := s.one(t)
-	wantSaid(t, said, "creating")
-	wantSaid(t, said, "waiting for approval")
+	got, name := f.created(t, t.Context())
 	s.with(func() {
 		old := s.objects[name].DeepCopy()
 		impostor := old.DeepCopy()

@@ -6,6 +6,7 @@ package selfca
 import (
 	"bytes"
 	"context"
+	"encoding/pem"
 	"errors"
 	"testing"
 	"time"
@@ -80,7 +81,9 @@ func TestIssueRefuses(t *testing.T) {
 	_, good := keyAndCSR(t, pki.P256, web)
 	foreign := spiffeid.RequireFromString("spiffe://other.org/ns/shop/sa/web")
 	_, foreignCSR := keyAndCSR(t, pki.P256, foreign)
-	tampered := bytes.Replace(good, []byte("M"), []byte("N"), 1)
+	block, _ := pem.Decode(good)
+	block.Bytes[len(block.Bytes)-1] ^= 1 // The end of the signature.
+	tampered := pem.EncodeToMemory(block)
 	for name, r := range map[string]issue.IssueRequest{
 		"another ID":        {ID: api, CSR: good, Duration: time.Hour},
 		"foreign domain":    {ID: foreign, CSR: foreignCSR, Duration: time.Hour},
