@@ -1,0 +1,217 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package workload
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+)
+
+// simulation plays the world around one Machine: storage, issuer, timer and
+// kubelet, with everything happening in an order that the seed decides. After
+// each event it holds the machine to what a volume promises.
+type simulation struct {
+	random  *rand.Rand
+	machine Machine
+	now     time.Time
+	history []string
+
+	prepared bool     // Storage and socket exist.
+	stored   *lease   // What the files show.
+	pushed   *lease   // What streams show.
+	offered  *lease   // What the next Store would write, if not stored again.
+	inFlight []uint64 // Attempts that were started and have not ended.
+	given    map[uint64]bool
+	timer    time.Time // Zero: none.
+	waiting  int       // Publish calls that have no answer.
+	published,
+	bundle int
+}
+
+// lease is an SVID as far as the machine's promises go: its attempt stands for
+// the key and the certificate at once.
+type lease struct {
+	attempt             uint64
+	notBefore, notAfter time.Time
+	bundle              int
+}
+
+func TestRandomInterleavings(t *testing.T) {
+	seeds := 20_000
+	if testing.Short() {
+		seeds = 1_000
+	}
+	for seed := range seeds {
+		s := &simulation{random: rand.New(rand.NewPCG(uint64(seed), 1)), now: epoch, given: map[uint64]bool{}}
+		for range 60 {
+			if broken := s.round(); broken != "" {
+				t.Fatalf("seed %d: %s\n%s", seed, broken, strings.Join(s.history, "\n"))
+			}
+		}
+	}
+}
+
+// round lets one thing happen and says which promise it broke.
+func (s *simulation) round() string {
+	s.now = s.now.Add(time.Duration(s.random.IntN(20_000)) * time.Millisecond)
+	if s.random.IntN(40) == 0 {
+		s.now = s.now.Add(time.Hour) // Suspended, or the clock was set.
+	}
+	s.step(s.event())
+	return s.check()
+}
+
+func (s *simulation) event() Event {
+	for {
+		switch s.random.IntN(12) {
+		case 0, 1:
+			s.waiting++
+			return Published{}
+		case 2:
+			return Unpublished{}
+		case 3, 4, 5:
+			if len(s.inFlight) == 0 {
+				continue
+			}
+			attempt := s.land()
+			s.offered = &lease{attempt: attempt, notBefore: s.now, notAfter: s.now.Add(time.Minute)}
+			return Issued{Attempt: attempt, NotBefore: s.now, NotAfter: s.now.Add(time.Minute), Jitter: s.random.Float64()}
+		case 6:
+			if len(s.inFlight) == 0 {
+				continue
+			}
+			return Failed{Attempt: s.land(), Err: errors.New("failed"), Final: s.random.IntN(2) == 0, Jitter: s.random.Float64()}
+		case 7, 8:
+			return Tick{} // Early, late or just in time.
+		case 9:
+			if s.timer.IsZero() {
+				continue
+			}
+			if s.now.Before(s.timer) {
+				s.now = s.timer
+			}
+			s.timer = time.Time{}
+			return Tick{}
+		case 10:
+			s.bundle++
+			return BundleChanged{}
+		case 11:
+			if s.random.IntN(4) == 0 {
+				return TokenRefreshed{}
+			}
+			return s.restart()
+		}
+	}
+}
+
+// land takes one attempt out of the air, be it given up or not.
+func (s *simulation) land() uint64 {
+	i := s.random.IntN(len(s.inFlight))
+	attempt := s.inFlight[i]
+	s.inFlight = append(s.inFlight[:i], s.inFlight[i+1:]...)
+	return attempt
+}
+
+// restart is the agent dying and coming back: memory is lost, storage stays.
+func (s *simulation) restart() Event {
+	s.history = append(s.history, "-- restart --")
+	s.machine, s.inFlight, s.given = Machine{}, nil, map[uint64]bool{}
+	s.timer, s.pushed, s.waiting, s.offered = time.Time{}, nil, 0, nil
+	if s.stored == nil {
+		s.prepared = false // Never published: its storage is removed at start.
+		s.waiting++
+		return Published{}
+	}
+	s.stored.attempt = 0 // Attempts are numbered anew.
+	return Restored{NotBefore: s.stored.notBefore, NotAfter: s.stored.notAfter, Jitter: s.random.Float64()}
+}
+
+func (s *simulation) step(event Event) {
+	s.history = append(s.history, fmt.Sprintf("%s %T%+v", s.now.Sub(epoch), event, event))
+	for _, action := range s.machine.Step(s.now, event) {
+		s.history = append(s.history, "    "+printAction(s.now, action))
+		switch a := action.(type) {
+		case Prepare:
+			s.prepared = s.prepared || s.random.IntN(10) != 0
+			if s.prepared {
+				s.step(Prepared{})
+			} else {
+				s.step(Prepared{Err: errors.New("no mount")})
+			}
+		case Request:
+			s.inFlight = append(s.inFlight, a.Attempt)
+		case Cancel:
+			s.given[a.Attempt] = true
+		case Store:
+			s.store()
+		case Push:
+			s.pushed = s.stored
+		case Schedule:
+			s.timer = a.At
+		case Answer:
+			s.waiting = 0
+		case Remove:
+			s.prepared, s.stored, s.pushed, s.timer = false, nil, nil, time.Time{}
+		}
+	}
+	s.offered = nil
+}
+
+func (s *simulation) store() {
+	if s.random.IntN(8) == 0 {
+		s.step(Stored{Err: errors.New("tmpfs full"), Jitter: s.random.Float64()})
+		return
+	}
+	next := s.offered
+	if next == nil {
+		next = s.stored
+	}
+	if next == nil {
+		panic("store of nothing")
+	}
+	if s.stored != nil && next.attempt < s.stored.attempt {
+		panic("files went backwards")
+	}
+	copied := *next
+	copied.bundle = s.bundle
+	s.stored = &copied
+	s.step(Stored{})
+}
+
+// check holds the machine to its promises.
+func (s *simulation) check() string {
+	wanted := 0
+	for _, attempt := range s.inFlight {
+		if !s.given[attempt] {
+			wanted++
+		}
+	}
+	switch phase := s.machine.Phase(); {
+	case wanted > 1:
+		return "more than one request in flight"
+	case phase == Ready && s.stored == nil:
+		return "published without key and certificate"
+	case phase == Ready && s.waiting > 0:
+		return "a publish of a published volume waits"
+	case phase == Absent && (s.stored != nil || s.pushed != nil || s.prepared && s.stored != nil || !s.timer.IsZero()):
+		return "something is left of an unpublished volume"
+	case phase == Absent && s.waiting > 0:
+		return "a publish waits for nothing"
+	case phase == Absent && wanted > 0:
+		return "a request is in flight for an unpublished volume"
+	case phase != Absent && wanted == 0 && s.timer.IsZero():
+		return "nothing is in flight and nothing is planned: the volume would never be renewed"
+	case phase == Ready && s.stored.bundle != s.bundle && s.machine.restore.IsZero():
+		return "the files hold an old bundle and nobody plans to change that"
+	case !s.timer.IsZero() && s.timer.Sub(s.now) > longestWait+time.Minute:
+		return "the next attempt is too far away"
+	case s.pushed != nil && s.stored != nil && s.pushed.attempt > s.stored.attempt:
+		return "streams show what was never stored"
+	}
+	return ""
+}
