@@ -29,8 +29,7 @@ type simulation struct {
 	given    map[uint64]bool
 	timer    time.Time // Zero: none.
 	waiting  int       // Publish calls that have no answer.
-	published,
-	bundle int
+	bundle   int
 }
 
 // lease is an SVID as far as the machine's promises go: its attempt stands for

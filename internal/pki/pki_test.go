@@ -16,6 +16,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"strings"
 	"testing"
 
@@ -102,9 +103,13 @@ func TestPrivateKeyDoesNotPrint(t *testing.T) {
 		}
 	}
 	edBytes := ed.Signer().(ed25519.PrivateKey)
+	ecBytes, err := ec.Signer().(*ecdsa.PrivateKey).Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, secret := range map[string]string{
-		"P-256 scalar, decimal":     ec.Signer().(*ecdsa.PrivateKey).D.String(),
-		"P-256 scalar, hexadecimal": fmt.Sprintf("%x", ec.Signer().(*ecdsa.PrivateKey).D),
+		"P-256 scalar, decimal":     new(big.Int).SetBytes(ecBytes).String(),
+		"P-256 scalar, hexadecimal": fmt.Sprintf("%x", ecBytes),
 		"Ed25519 seed, decimal":     strings.Trim(fmt.Sprint([]byte(edBytes[:8])), "[]"),
 		"Ed25519 seed, hexadecimal": fmt.Sprintf("%x", []byte(edBytes[:8])),
 	} {
