@@ -1,0 +1,3 @@
+module github.com/signet-spiffe/signet/integration/tools/pause
+
+go 1.26.0
