@@ -1,0 +1,84 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import "testing"
+
+// part is one test of a group.
+type part struct {
+	name string
+	test func(*testing.T)
+}
+
+func run(t *testing.T, parts []part) {
+	for _, p := range parts {
+		t.Run(p.name, p.test)
+	}
+}
+
+// TestRunning is what holds while nothing is restarted. Its parts run in
+// parallel.
+func TestRunning(t *testing.T) {
+	if env.skipped != "" {
+		t.Skip(env.skipped)
+	}
+	run(t, []part{
+		// Rotation takes longest and so begins first.
+		{"living/two services speak mTLS across nodes and two rotations", testPairSpeaksAcrossNodesAndRotations},
+		{"living/rotation reaches stream and files", testRotationReachesStreamAndFiles},
+		{"living/a wrong identity is refused", testAWrongIdentityIsRefused},
+		{"mounting/a pod starts with its identity", testPodStartsWithItsIdentity},
+		{"mounting/replicas have keys of their own", testReplicasHaveKeysOfTheirOwn},
+		{"mounting/a thousand publishes are one", testThousandPublishesAreOne},
+		{"mounting/unpublish is idempotent", testUnpublishIsIdempotent},
+		{"mounting/invalid volumes are refused by name", testInvalidVolumesAreRefusedByName},
+		{"mounting/files belong to the group", testFilesBelongToTheGroup},
+		{"mounting/nothing is left of a deleted pod", testNothingIsLeftOfADeletedPod},
+		{"deciding/every deviation is denied by name", testEveryDeviationIsDeniedByName},
+		{"deciding/an agent speaks for its own pods only", testAnAgentSpeaksForItsOwnPodsOnly},
+		{"deciding/others' requests are left alone", testOthersRequestsAreLeftAlone},
+		{"deciding/only the approver approves", testOnlyTheApproverApproves},
+		{"speaking/the security header is demanded", testTheSecurityHeaderIsDemanded},
+		{"speaking/JWT is said to be off", testJWTIsSaidToBeOff},
+		{"speaking/a pod gets its own identity only", testAPodGetsItsOwnIdentityOnly},
+		{"speaking/the end of a volume ends its streams", testTheEndOfAVolumeEndsItsStreams},
+	})
+}
+
+// TestRestarts is what holds when parts of Signet, or what it needs, come and
+// go. One after the other, on the installation that TestRunning used.
+func TestRestarts(t *testing.T) {
+	if env.skipped != "" {
+		t.Skip(env.skipped)
+	}
+	run(t, []part{
+		{"a pod waits for the approver", testAPodWaitsForTheApprover},
+		{"a killed agent comes back with the same SVIDs", testAKilledAgentComesBackWithTheSameSVIDs},
+		{"a replaced agent serves the same SVIDs", testAReplacedAgentServesTheSameSVIDs},
+		{"an agent without API server serves what it has", testAnAgentWithoutAPIServerServesWhatItHas},
+	})
+}
+
+// TestRequesterPod re-installs Signet with the overlay for requester "pod".
+func TestRequesterPod(t *testing.T) {
+	if env.skipped != "" {
+		t.Skip(env.skipped)
+	}
+	reinstallForRequesterPod(t)
+	// A group of its own: parallel parts end with it, before the next change.
+	t.Run("tokens in the volume context", func(t *testing.T) {
+		run(t, []part{
+			{"a pod asks for itself", testAPodAsksForItself},
+			{"nobody asks for another", testNobodyAsksForAnother},
+			{"plain requests are approved unless they smell of SPIFFE", testPlainRequestsAreApproved},
+			{"a republish without a usable token hurts nobody", testARepublishNeverHurts},
+		})
+	})
+	t.Run("tokens in secrets", testTokensInSecrets)
+}
+
+// TestSecrets looks, at the end, at all that was said.
+func TestSecrets(t *testing.T) {
+	run(t, []part{{"no key and no token in any log or object", testNoSecretIsWrittenAnywhere}})
+}
