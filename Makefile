@@ -1,0 +1,113 @@
+# Copyright The Signet Authors.
+# SPDX-License-Identifier: Apache-2.0
+
+# Needs Go, gcc, make and git; as root on Debian the rest is installed (`make
+# deps`). What ends a target early is an error with its cause; nothing is left
+# running.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO ?= go
+VERSION ?= v0.1.0
+# Kubernetes of demo, test-e2e and cluster-up: one of those pinned below
+# integration/tools.
+KUBERNETES_VERSION ?= 1.36.3
+KUBERNETES_VERSIONS ?= 1.34.4 1.35.4 1.36.3
+# Where a failed end-to-end run leaves its logs.
+export SIGNET_LOGS ?= $(CURDIR)/logs
+FUZZTIME ?= 20s
+DEMO_FLAGS ?=
+TEST_FLAGS ?=
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+GOTESTSUM := gotest.tools/gotestsum@v1.13.0
+
+MODULES := . integration
+
+# gotestsum prints what go test does, the reason of every skip, and a count.
+gotest = $(GO) run $(GOTESTSUM) --format $(1) --format-hide-empty-pkg --
+# Packages of the integration module that bring up no cluster.
+light = $$($(GO) list ./... | grep -v -e /integration/cluster$$ -e /integration/e2e$$)
+
+.PHONY: help
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## Install the Debian packages that a cluster needs (as root; else say what is missing)
+	cd integration && if [ "$$(id -u)" = 0 ]; then $(GO) run ./cmd/cluster deps --install; else $(GO) run ./cmd/cluster deps; fi
+
+.PHONY: build
+build: ## Build the agent, the approver and the sample into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/signet-agent ./agent
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/signet-approver ./approver
+	cd integration && CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o ../bin/sample ./samples/sample
+
+.PHONY: demo
+demo: deps ## Two pods speak mTLS on a real Kubernetes on this machine (as root); some minutes, the first time
+	cd integration && $(GO) run ./cmd/demo --kubernetes-version=$(KUBERNETES_VERSION) $(DEMO_FLAGS)
+
+.PHONY: test
+test: lint test-unit test-cluster test-e2e ## Everything: lint, unit tests with the race detector, end to end on a real Kubernetes (as root)
+
+.PHONY: test-unit
+test-unit: ## Unit tests, with the race detector
+	$(call gotest,pkgname) -race $(TEST_FLAGS) ./...
+	cd integration && $(call gotest,pkgname) $(TEST_FLAGS) $(light)
+
+.PHONY: test-cluster
+test-cluster: deps ## The tests of the cluster itself
+	cd integration && $(call gotest,testname) -count=1 -timeout=30m $(TEST_FLAGS) ./cluster
+
+.PHONY: test-e2e
+test-e2e: deps ## End to end: a real Kubernetes with two nodes on this machine
+	cd integration && SIGNET_KUBERNETES_VERSION=$(KUBERNETES_VERSION) $(call gotest,testname) -count=1 -timeout=30m $(TEST_FLAGS) ./e2e
+
+.PHONY: test-versions
+test-versions: deps ## End to end on every supported version of Kubernetes
+	cd integration && for version in $(KUBERNETES_VERSIONS); do \
+		echo "Kubernetes $$version"; \
+		SIGNET_KUBERNETES_VERSION=$$version $(call gotest,testname) -count=1 -timeout=60m $(TEST_FLAGS) ./e2e; \
+	done
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck, and govulncheck where its database can be reached
+	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not formatted with gofmt:"; echo "$$unformatted"; exit 1; fi
+	@for module in $(MODULES); do \
+		echo "go vet and staticcheck in $$module"; \
+		(cd $$module && $(GO) vet ./... && $(GO) run $(STATICCHECK) ./...); \
+	done
+	@if curl --silent --fail --max-time 10 --output /dev/null https://vuln.go.dev/index/db.json; then \
+		for module in $(MODULES); do (cd $$module && $(GO) run $(GOVULNCHECK) ./...); done; \
+	else \
+		echo "govulncheck skipped: its database at vuln.go.dev cannot be reached from here (or there is no curl)"; \
+	fi
+
+.PHONY: fuzz
+fuzz: ## Fuzz every fuzz target for FUZZTIME each
+	@for package in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+.PHONY: bench
+bench: ## Benchmarks
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: cluster-up
+cluster-up: deps ## Bring up a Kubernetes with two nodes and leave it running
+	cd integration && $(GO) run ./cmd/cluster up --nodes 2 --kubernetes-version $(KUBERNETES_VERSION)
+
+.PHONY: cluster-down
+cluster-down: ## Take it down
+	cd integration && $(GO) run ./cmd/cluster down
+
+.PHONY: clean
+clean: ## Remove what was built and logged here (not the cache outside the repository)
+	rm -rf bin logs
