@@ -684,3 +684,39 @@ func TestTimersFireInOrderAndForget(t *testing.T) {
 		<-ended
 	})
 }
+
+// Volumes that were issued in the same moment renew spread over the jitter
+// window, a tenth of the lifetime before two thirds of it.
+func TestRenewalsAreSpread(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		const volumes = 110
+		for i := range volumes {
+			if err := w.Publish(t.Context(), cart(fmt.Sprintf("v%d", i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		start := time.Now()
+		perSecond := map[int]int{}
+		done := 0
+		for done < volumes {
+			time.Sleep(time.Second)
+			synctest.Wait()
+			requests, _, _ := w.issuer.count()
+			second := int(time.Since(start).Seconds())
+			if perSecond[second] = requests - volumes - done; requests-volumes > done {
+				done = requests - volumes
+			}
+			if second > 41 {
+				t.Fatalf("%d of %d renewed after %d s", done, volumes, second)
+			}
+		}
+		for second, n := range perSecond {
+			if n > 0 && (second < 34 || second > 41) {
+				t.Errorf("%d renewals in second %d, outside the window", n, second)
+			}
+			if n > volumes/2 {
+				t.Errorf("%d of %d renewals in one second: %v", n, volumes, perSecond)
+			}
+		}
+	})
+}
