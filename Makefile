@@ -56,7 +56,7 @@ test: lint test-unit test-cluster test-e2e ## Everything: lint, unit tests with 
 .PHONY: test-unit
 test-unit: ## Unit tests, with the race detector
 	$(call gotest,pkgname) -race $(TEST_FLAGS) ./...
-	cd integration && $(call gotest,pkgname) $(TEST_FLAGS) $(light)
+	cd integration && $(call gotest,pkgname) -race $(TEST_FLAGS) $(light)
 
 .PHONY: test-cluster
 test-cluster: deps ## The tests of the cluster itself

@@ -167,7 +167,11 @@ func tearDown(c *cluster.Cluster, code int) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	if code != 0 {
-		if err := c.CollectLogs(ctx, env.logs); err != nil {
+		// A run that was interrupted may have left the API server stopped; what
+		// cannot be had soon is not waited for.
+		collecting, cancel := context.WithTimeout(ctx, 20*time.Second)
+		defer cancel()
+		if err := c.CollectLogs(collecting, env.logs); err != nil {
 			fmt.Fprintf(os.Stderr, "e2e: collect logs: %v\n", err)
 		}
 		fmt.Fprintf(os.Stderr, "e2e: logs of every component and container are in %s\n", env.logs)

@@ -65,6 +65,20 @@ func testPodStartsWithItsIdentity(t *testing.T) {
 		t.Errorf("the container has serial %s, its init container had %s", later.Serial, first.Serial)
 	}
 	checkFiles(ctx, t, pod, spiffeID(ns, "default"), later.Serial)
+	// Requests do not pile up: the one that was made is deleted while the pod
+	// runs.
+	waitNoRequests(ctx, t, ns)
+}
+
+func waitNoRequests(ctx context.Context, t *testing.T, ns string) {
+	t.Helper()
+	err := install.AwaitNone(ctx, install.Selection{
+		Client: env.CertManager.CertmanagerV1().RESTClient(), Resource: "certificaterequests", Namespace: ns,
+		What: "no CertificateRequest to be left",
+	}, func(*cmapi.CertificateRequest) bool { return true })
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // checkFiles verifies the files in a pod as the strictest of their readers.
@@ -396,11 +410,5 @@ func testNothingIsLeftOfADeletedPod(t *testing.T) {
 		return nil
 	})
 	n.waitAbsent(ctx, t, pluginDir, handle)
-	err := install.AwaitNone(ctx, install.Selection{
-		Client: env.CertManager.CertmanagerV1().RESTClient(), Resource: "certificaterequests", Namespace: ns,
-		What: "no CertificateRequest to be left",
-	}, func(*cmapi.CertificateRequest) bool { return true })
-	if err != nil {
-		t.Error(err)
-	}
+	waitNoRequests(ctx, t, ns)
 }

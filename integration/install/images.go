@@ -49,16 +49,16 @@ var programs = []program{
 }
 
 // Build compiles the agent, the approver and the sample and says what images
-// they make. The binaries stay in the cache; what has not changed is not linked
-// again.
+// they make. The binaries stay in bin/; what has not changed is not linked again.
 func Build(ctx context.Context, progress io.Writer) ([]cluster.Image, error) {
 	root, err := repository()
 	if err != nil {
 		return nil, err
 	}
-	bin, err := binDir()
-	if err != nil {
-		return nil, err
+	// In the tree, so that two trees on one machine do not get each other's.
+	bin := filepath.Join(root, "bin", "images")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return nil, fmt.Errorf("build images: %w", err)
 	}
 	unlock, err := lock(bin)
 	if err != nil {
@@ -120,22 +120,6 @@ func repository() (string, error) {
 		}
 	}
 	return "", fmt.Errorf("find the repository: no deploy/manifests in %s; build this program without -trimpath, inside the repository", root)
-}
-
-func binDir() (string, error) {
-	cache := os.Getenv("SIGNET_CACHE")
-	if cache == "" {
-		user, err := os.UserCacheDir()
-		if err != nil {
-			return "", fmt.Errorf("find a cache directory (set SIGNET_CACHE): %w", err)
-		}
-		cache = filepath.Join(user, "signet")
-	}
-	bin, err := filepath.Abs(filepath.Join(cache, "signet"))
-	if err != nil {
-		return "", err
-	}
-	return bin, os.MkdirAll(bin, 0o755)
 }
 
 // lock keeps two runs from linking into one directory at once.

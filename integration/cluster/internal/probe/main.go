@@ -40,7 +40,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("say what to do: serve, get URL or mount DIR...")
+		return errors.New("say what to do: serve, get URL, or mount and directories")
 	}
 	switch command := args[0]; {
 	case command == "serve":
