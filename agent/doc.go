@@ -15,6 +15,7 @@
 //   - agent/workload is the lifecycle of each volume;
 //   - agent/issue/certmanager obtains certificates;
 //   - agent/trust knows which authorities to trust;
+//   - agent/podevents tells pods' owners what becomes of their SVIDs;
 //   - workloadapi serves the SPIFFE Workload API.
 //
 // None of them knows the others; the adapters here translate (volumes.go, from

@@ -6,7 +6,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"time"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/signet-spiffe/signet/agent/issue"
 	"github.com/signet-spiffe/signet/agent/issue/certmanager"
+	"github.com/signet-spiffe/signet/agent/podevents"
 	"github.com/signet-spiffe/signet/agent/trust"
 	"github.com/signet-spiffe/signet/agent/workload"
 	"github.com/signet-spiffe/signet/csi"
@@ -45,7 +45,15 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	issuer, err := newIssuer(o, metrics, log)
+	requests, err := countAPIRequests(o, metrics)
+	if err != nil {
+		return err
+	}
+	issuer, err := newIssuer(o, requests, metrics, log)
+	if err != nil {
+		return err
+	}
+	events, err := newEvents(o, metrics, log)
 	if err != nil {
 		return err
 	}
@@ -53,12 +61,12 @@ func run(ctx context.Context, o *options) error {
 	storage := newVolumes(store, server, o.files, o.trustDomain, log)
 	registry := workload.New(workload.Options{
 		Issuer: issuer, Trust: source, Volumes: storage, ID: identify(o.trustDomain, o.template),
-		KeyType: o.keyType, Duration: o.duration, PublishTimeout: o.publishTimeout, Log: log, Registerer: metrics,
+		KeyType: o.keyType, Duration: o.duration, PublishTimeout: o.publishTimeout, Notifier: events, Log: log, Registerer: metrics,
 	})
 	// Before anything reaches for the API server: running pods need it least.
 	restore(storage, registry, source, log)
 	return serve(ctx, o, parts{
-		log: log, metrics: metrics, store: store, trust: source, issuer: issuer, workloadAPI: server, registry: registry,
+		log: log, metrics: metrics, store: store, trust: source, issuer: issuer, workloadAPI: server, registry: registry, events: events,
 	})
 }
 
@@ -82,13 +90,33 @@ func openTrust(o *options, metrics prometheus.Registerer, log *slog.Logger) (wor
 	return trust.NewFileSource(o.sourceCABundle, o.trustDomain, log, trust.WithMetrics(counted))
 }
 
-func newIssuer(o *options, metrics prometheus.Registerer, log *slog.Logger) (*certmanager.Issuer, error) {
+// countAPIRequests puts a counter around the transport of every client that is
+// made of o.restConfig from here on.
+func countAPIRequests(o *options, metrics prometheus.Registerer) (*observe.APIRequests, error) {
+	requests, err := observe.NewAPIRequests(metrics, "signet_agent")
+	if err != nil {
+		return nil, err
+	}
+	o.restConfig.Wrap(requests.Wrap)
+	return requests, nil
+}
+
+// newEvents makes what tells pods' owners about their SVIDs.
+func newEvents(o *options, metrics prometheus.Registerer, log *slog.Logger) (*podevents.Recorder, error) {
+	sink, err := podevents.NewSink(o.restConfig)
+	if err != nil {
+		return nil, err
+	}
+	return podevents.New(podevents.Options{Sink: sink, Node: o.nodeID, Log: log, Registerer: metrics})
+}
+
+func newIssuer(o *options, requests *observe.APIRequests, metrics prometheus.Registerer, log *slog.Logger) (*certmanager.Issuer, error) {
 	client, err := certmanager.NewClient(o.restConfig)
 	if err != nil {
 		return nil, err
 	}
 	return certmanager.New(certmanager.Options{
-		Client: client, RESTConfig: o.restConfig, Driver: o.driverName, Node: o.nodeID,
+		Client: client, RESTConfig: o.restConfig, WrapTransport: requests.Wrap, Driver: o.driverName, Node: o.nodeID,
 		IssuerRef: certmanager.StaticIssuer(o.issuerName, o.issuerKind, o.issuerGroup),
 		Requester: o.requester, Annotations: o.annotations, Log: log, Registerer: metrics,
 	})
@@ -119,6 +147,7 @@ type parts struct {
 	issuer      *certmanager.Issuer
 	workloadAPI *workloadapi.Server
 	registry    *workload.Registry
+	events      *podevents.Recorder
 }
 
 // shutdownGrace bounds how long streams may take to hear that the agent stops.
@@ -142,7 +171,7 @@ func serve(ctx context.Context, o *options, p parts) error {
 		return err
 	}
 	web, err := observe.NewServer(observe.ServerOptions{
-		Address: o.httpAddress, Registry: p.metrics, Ready: ready, Live: func() error { return nil }, Log: p.log,
+		Address: o.httpAddress, Registry: p.metrics, Ready: ready, Live: live, Log: p.log,
 	})
 	if err != nil {
 		return err
@@ -154,6 +183,7 @@ func serve(ctx context.Context, o *options, p parts) error {
 	group.Go(func() error { return ignoreCancel(registration.Run(ctx)) })
 	group.Go(func() error { p.issuer.Run(ctx); return nil })
 	group.Go(func() error { p.registry.Run(ctx); return nil })
+	group.Go(func() error { p.events.Run(ctx); return nil })
 	if watcher, ok := p.trust.(interface{ Run(context.Context) }); ok {
 		group.Go(func() error { watcher.Run(ctx); return nil })
 	}
@@ -175,15 +205,11 @@ func ignoreCancel(err error) error {
 	return err
 }
 
-// readiness says whether a new mount can succeed.
+// readiness is /readyz. A bundle that is learned has no file to wait for.
 func readiness(registration *csi.Registration, p parts) observe.Check {
-	return func() error {
-		switch {
-		case !registration.Registered():
-			return fmt.Errorf("kubelet has not registered the driver yet")
-		case !p.issuer.Synced():
-			return fmt.Errorf("the API server has not listed this agent's CertificateRequests yet")
-		}
-		return nil
+	h := health{registered: registration.Registered, synced: p.issuer.Synced, watching: p.issuer.Watching}
+	if _, learns := p.trust.(workload.Learner); !learns {
+		h.bundle = p.trust.Bundle
 	}
+	return h.ready
 }

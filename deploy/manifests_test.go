@@ -163,8 +163,8 @@ func TestRightsAreTheLeast(t *testing.T) {
 		events        = "create,patch events.k8s.io/events"
 		oldEvents     = "create,patch /events"
 	)
-	agent := []string{"create,list,watch,delete cert-manager.io/certificaterequests"}
-	podAgent := []string{"list,watch,delete cert-manager.io/certificaterequests"}
+	agent := []string{"create,list,watch,delete cert-manager.io/certificaterequests", oldEvents}
+	podAgent := []string{"list,watch,delete cert-manager.io/certificaterequests", oldEvents}
 	approver := []string{watchRequests, patchStatus, approve, "get /pods", events, oldEvents}
 	podApprover := []string{watchRequests, patchStatus, approve, events, oldEvents}
 	want := map[string]map[string][]string{

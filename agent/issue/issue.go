@@ -110,8 +110,11 @@ func (r IssueRequest) Report(what string) {
 const maxForeign = 512
 
 // Quote makes words of a foreign party fit for an error message: one line, no
-// control characters, valid UTF-8, at most 512 bytes and then an ellipsis.
-func Quote(s string) string {
+// control characters, valid UTF-8, at most 512 bytes with the ellipsis.
+func Quote(s string) string { return Clip(s, maxForeign) }
+
+// Clip is Quote with a limit, in bytes and at least 3.
+func Clip(s string, limit int) string {
 	s = strings.ToValidUTF8(s, "\uFFFD")
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsSpace(r) {
@@ -123,10 +126,10 @@ func Quote(s string) string {
 		return r
 	}, s)
 	s = strings.TrimSpace(s)
-	if len(s) <= maxForeign {
+	if len(s) <= limit {
 		return s
 	}
-	cut := maxForeign - len("…")
+	cut := limit - len("…")
 	for cut > 0 && !utf8.RuneStart(s[cut]) {
 		cut--
 	}

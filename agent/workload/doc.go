@@ -8,7 +8,7 @@
 //
 // Machine is the lifecycle of one volume as a pure state machine. Events go in
 // (published, issued, failed, tick, bundle changed, unpublished, ...), actions
-// come out (prepare, request, store, push, schedule, answer, remove). It does no
+// come out (prepare, request, store, push, schedule, answer, remove, notify). It does no
 // I/O, holds no secret, reads no clock and draws no random numbers: time and
 // jitter arrive with the events. Its behaviour is written down as transcripts in
 // testdata, which are its tests.
@@ -18,10 +18,11 @@
 // same time, and an idle volume costs no goroutine. Timers of all volumes share
 // one heap. Keys are made, CSRs signed and chains verified off every lock.
 //
-// What it owns: which SVID a volume has, when it is renewed, who waits for it.
+// What it owns: which SVID a volume has, when it is renewed, who waits for it, and
+// when there is something to tell the pod's owner.
 //
 // What it never does: mount, write, talk to Kubernetes or serve gRPC. Those are
-// ports (Volumes, issue.Issuer, Trust) that the agent joins to csi, workloadapi
+// ports (Volumes, issue.Issuer, Trust, Notifier) that the agent joins to csi, workloadapi
 // and cert-manager.
 //
 // Threats it answers. A volume never holds a certificate without its key: both

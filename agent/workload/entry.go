@@ -45,7 +45,7 @@ type entry struct {
 	draining bool
 	waitsFor string
 
-	phase atomic.Int32 // For metrics.
+	standing atomic.Pointer[standing] // For metrics.
 
 	// The rest belongs to the draining goroutine.
 	machine   Machine
@@ -171,9 +171,11 @@ func (e *entry) step(event Event) {
 			e.answer(a.Err)
 		case Remove:
 			e.remove()
+		case Notify:
+			e.notify(a)
 		}
 	}
-	e.phase.Store(int32(e.machine.Phase()))
+	e.publishStanding()
 }
 
 // request starts an attempt in a goroutine of its own. It begins when the one
@@ -223,6 +225,7 @@ func (e *entry) store() error {
 	bundle, _ := e.registry.Trust.Bundle()
 	if err := e.registry.Volumes.Store(e.volume, Content{SVID: svid, Bundle: bundle}); err != nil {
 		e.log.Error("could not store the SVID", "error", err)
+		e.progress("last attempt: " + err.Error())
 		return err
 	}
 	if svid != e.current {

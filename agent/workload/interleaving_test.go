@@ -30,6 +30,11 @@ type simulation struct {
 	timer    time.Time // Zero: none.
 	waiting  int       // Publish calls that have no answer.
 	bundle   int
+	// told is what was told of the stored lease, and whether the first issuance
+	// was told in this life of the volume.
+	told      map[Notice]int
+	announced int
+	restored  bool
 }
 
 // lease is an SVID as far as the machine's promises go: its attempt stands for
@@ -46,7 +51,7 @@ func TestRandomInterleavings(t *testing.T) {
 		seeds = 1_000
 	}
 	for seed := range seeds {
-		s := &simulation{random: rand.New(rand.NewPCG(uint64(seed), 1)), now: epoch, given: map[uint64]bool{}}
+		s := &simulation{random: rand.New(rand.NewPCG(uint64(seed), 1)), now: epoch, given: map[uint64]bool{}, told: map[Notice]int{}}
 		for range 60 {
 			if broken := s.round(); broken != "" {
 				t.Fatalf("seed %d: %s\n%s", seed, broken, strings.Join(s.history, "\n"))
@@ -121,6 +126,7 @@ func (s *simulation) restart() Event {
 	s.history = append(s.history, "-- restart --")
 	s.machine, s.inFlight, s.given = Machine{}, nil, map[uint64]bool{}
 	s.timer, s.pushed, s.waiting, s.offered = time.Time{}, nil, 0, nil
+	s.told, s.announced, s.restored = map[Notice]int{}, 0, s.stored != nil
 	if s.stored == nil {
 		s.prepared = false // Never published: its storage is removed at start.
 		s.waiting++
@@ -156,6 +162,9 @@ func (s *simulation) step(event Event) {
 			s.waiting = 0
 		case Remove:
 			s.prepared, s.stored, s.pushed, s.timer = false, nil, nil, time.Time{}
+			s.told, s.announced, s.restored = map[Notice]int{}, 0, false
+		case Notify:
+			s.notify(a)
 		}
 	}
 	s.offered = nil
@@ -176,10 +185,40 @@ func (s *simulation) store() {
 	if s.stored != nil && next.attempt < s.stored.attempt {
 		panic("files went backwards")
 	}
+	if s.stored == nil || next.attempt != s.stored.attempt {
+		s.told = map[Notice]int{}
+	}
 	copied := *next
 	copied.bundle = s.bundle
 	s.stored = &copied
 	s.step(Stored{})
+}
+
+// notify holds each notice to its meaning.
+func (s *simulation) notify(a Notify) {
+	s.told[a.Notice]++
+	switch a.Notice {
+	case NoticeIssued:
+		s.announced++
+		if s.announced > 1 || s.restored || s.stored == nil {
+			panic("issued is told again, or of nothing")
+		}
+	case NoticeFailed:
+		if a.Err == nil {
+			panic("a failure is told without its reason")
+		}
+	case NoticeOverdue:
+		if s.told[NoticeOverdue] > 1 || s.told[NoticeExpired] > 0 || !s.now.Before(s.stored.notAfter) {
+			panic("overdue is told again or after the expiry")
+		}
+		if s.now.Before(s.stored.notBefore.Add(s.stored.notAfter.Sub(s.stored.notBefore) * 5 / 6)) {
+			panic("overdue is told too early")
+		}
+	case NoticeExpired:
+		if s.told[NoticeExpired] > 1 || s.now.Before(s.stored.notAfter) {
+			panic("expired is told again or too early")
+		}
+	}
 }
 
 // check holds the machine to its promises.
@@ -207,6 +246,12 @@ func (s *simulation) check() string {
 		return "nothing is in flight and nothing is planned: the volume would never be renewed"
 	case phase == Ready && s.stored.bundle != s.bundle && s.machine.restore.IsZero():
 		return "the files hold an old bundle and nobody plans to change that"
+	case phase == Ready && !s.restored && s.announced != 1:
+		return "the first issuance was not told"
+	case phase == Ready && s.told[NoticeExpired] == 0 && (s.timer.IsZero() || s.timer.After(s.stored.notAfter)):
+		return "nobody would tell of the expiry"
+	case phase == Ready && s.machine.Lateness() == OnTime && s.timer.After(s.stored.notAfter.Add(-time.Minute/12)) && s.stored.notAfter.After(s.now.Add(time.Minute/6)):
+		return "nobody would tell that the renewal is overdue"
 	case !s.timer.IsZero() && s.timer.Sub(s.now) > longestWait+time.Minute:
 		return "the next attempt is too far away"
 	case s.pushed != nil && s.stored != nil && s.pushed.attempt > s.stored.attempt:

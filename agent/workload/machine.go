@@ -112,6 +112,11 @@ type (
 	Answer struct{ Err error }
 	// Remove ends streams and timers, wipes the key and removes the storage.
 	Remove struct{}
+	// Notify tells the pod's owner. Err is why, of NoticeFailed.
+	Notify struct {
+		Notice Notice
+		Err    error
+	}
 )
 
 func (Prepare) action()  {}
@@ -122,6 +127,7 @@ func (Push) action()     {}
 func (Schedule) action() {}
 func (Answer) action()   {}
 func (Remove) action()   {}
+func (Notify) action()   {}
 
 // Machine is the lifecycle of one volume. The zero value is a volume that is
 // Absent. It is not safe for concurrent use; its Registry entry owns it.
@@ -140,6 +146,10 @@ type Machine struct {
 	// stored, if any.
 	notAfter time.Time
 	issued   *Issued
+	// late is what was told of the SVID in use, overdue when it will be told that
+	// its renewal is.
+	late    Lateness
+	overdue time.Time
 }
 
 // Phase tells where the volume stands.
@@ -238,12 +248,17 @@ func (m *Machine) stored(now time.Time, e Stored) []Action {
 		m.restore = time.Time{}
 		return append([]Action{Push{}}, m.schedule()...)
 	}
+	first := m.phase == Pending
 	m.phase = Ready
 	m.failures = 0
-	m.notAfter = issued.NotAfter
+	m.watchOver(now, issued.NotBefore, issued.NotAfter)
 	m.restore = time.Time{}
 	m.renew = renewAt(now, issued.NotBefore, issued.NotAfter, issued.Jitter)
-	return append(append([]Action{Push{}}, m.schedule()...), Answer{})
+	actions := append(append([]Action{Push{}}, m.schedule()...), Answer{})
+	if first {
+		actions = append(actions, Notify{Notice: NoticeIssued})
+	}
+	return actions
 }
 
 func (m *Machine) failed(now time.Time, e Failed) []Action {
@@ -252,9 +267,10 @@ func (m *Machine) failed(now time.Time, e Failed) []Action {
 	}
 	m.inFlight = false
 	if m.phase == Pending && e.Final {
-		return m.giveUp(e.Err)
+		return append(m.giveUp(e.Err), Notify{Notice: NoticeFailed, Err: e.Err})
 	}
-	return m.retry(now, e.Jitter)
+	actions := m.retry(now, e.Jitter)
+	return append(actions, m.tellFailure(e)...)
 }
 
 func (m *Machine) retry(now time.Time, jitter float64) []Action {
@@ -267,11 +283,13 @@ func (m *Machine) delay(now time.Time, jitter float64) time.Duration {
 	return retryDelay(m.failures, m.notAfter.Sub(now), jitter)
 }
 
-// schedule asks for a tick at the earlier of the two plans.
+// schedule asks for a tick at the earliest of the plans.
 func (m *Machine) schedule() []Action {
-	at := m.renew
-	if at.IsZero() || (!m.restore.IsZero() && m.restore.Before(at)) {
-		at = m.restore
+	var at time.Time
+	for _, plan := range []time.Time{m.renew, m.restore, m.alarm()} {
+		if at.IsZero() || (!plan.IsZero() && plan.Before(at)) {
+			at = plan
+		}
 	}
 	if at.IsZero() {
 		return nil
@@ -283,16 +301,17 @@ func (m *Machine) tick(now time.Time) []Action {
 	if m.phase == Absent {
 		return nil
 	}
-	var actions []Action
-	if reached(m.restore, now) {
-		m.restore = time.Time{}
-		actions = append(actions, Store{})
-	}
+	actions := m.notices(now)
 	if reached(m.renew, now) && !m.inFlight {
 		actions = append(actions, m.request()...)
 	}
-	if actions == nil {
-		return m.schedule()
+	again := reached(m.restore, now)
+	if again {
+		m.restore = time.Time{}
+	}
+	actions = append(actions, m.schedule()...)
+	if again { // Last, since what comes of it may schedule anew.
+		actions = append(actions, Store{})
 	}
 	return actions
 }
@@ -320,7 +339,7 @@ func (m *Machine) restored(now time.Time, e Restored) []Action {
 		return nil
 	}
 	m.phase = Ready
-	m.notAfter = e.NotAfter
+	m.watchOver(now, e.NotBefore, e.NotAfter)
 	m.renew = renewAt(now, e.NotBefore, e.NotAfter, e.Jitter)
 	// Files and socket are made anew from the state that survived: a crash may
 	// have come between the two.

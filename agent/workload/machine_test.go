@@ -156,6 +156,11 @@ func printAction(now time.Time, action Action) string {
 		return fmt.Sprintf("answer error: %v", a.Err)
 	case Remove:
 		return "remove"
+	case Notify:
+		if a.Err == nil {
+			return "notify " + a.Notice.String()
+		}
+		return fmt.Sprintf("notify %s: %v", a.Notice, a.Err)
 	}
 	return fmt.Sprintf("unknown action %T", action)
 }

@@ -27,7 +27,7 @@ type metrics struct {
 	duration  *prometheus.HistogramVec
 }
 
-func newMetrics(registerer prometheus.Registerer, phases func() map[Phase]int) *metrics {
+func newMetrics(registerer prometheus.Registerer, standings func() []standing) *metrics {
 	m := &metrics{
 		issuances: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "signet_agent_issuances_total",
@@ -39,7 +39,7 @@ func newMetrics(registerer prometheus.Registerer, phases func() map[Phase]int) *
 			Buckets: []float64{.005, .01, .02, .03, .05, .075, .1, .15, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}, []string{"purpose"}),
 	}
-	registerer.MustRegister(m.issuances, m.duration, phaseCollector{phases})
+	registerer.MustRegister(m.issuances, m.duration, standingCollector{standings})
 	return m
 }
 
@@ -67,19 +67,4 @@ func result(err error) string {
 		return "refused"
 	}
 	return "other"
-}
-
-var volumesDesc = prometheus.NewDesc("signet_agent_volumes", "Volumes on this node by phase (pending: no SVID yet; ready: SVID stored).", []string{"phase"}, nil)
-
-// phaseCollector counts at scrape time.
-type phaseCollector struct{ phases func() map[Phase]int }
-
-func (c phaseCollector) Describe(ch chan<- *prometheus.Desc) { ch <- volumesDesc }
-
-func (c phaseCollector) Collect(ch chan<- prometheus.Metric) {
-	for phase, n := range c.phases() {
-		if phase != Absent {
-			ch <- prometheus.MustNewConstMetric(volumesDesc, prometheus.GaugeValue, float64(n), phase.String())
-		}
-	}
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/signet-spiffe/signet/internal/pki"
 )
 
-// Options are what a Registry is made of. All are needed.
+// Options are what a Registry is made of. All but Notifier are needed.
 type Options struct {
 	Issuer  issue.Issuer
 	Trust   Trust
@@ -32,8 +32,10 @@ type Options struct {
 	// be shorter than kubelet's own limit of two minutes, so that kubelet hears
 	// what was waited for.
 	PublishTimeout time.Duration
-	Log            *slog.Logger
-	Registerer     prometheus.Registerer
+	// Notifier, if not nil, is told what pods' owners should hear.
+	Notifier   Notifier
+	Log        *slog.Logger
+	Registerer prometheus.Registerer
 }
 
 // Registry holds every volume of the node. Safe for concurrent use.
@@ -54,7 +56,7 @@ type Registry struct {
 func New(o Options) *Registry {
 	r := &Registry{Options: o, timers: newTimers(), entries: map[string]*entry{}}
 	r.life, r.end = context.WithCancel(context.Background())
-	r.metrics = newMetrics(o.Registerer, r.countPhases)
+	r.metrics = newMetrics(o.Registerer, r.standings)
 	return r
 }
 
@@ -168,14 +170,6 @@ func (r *Registry) forget(e *entry) bool {
 		delete(r.entries, e.volume.ID)
 	}
 	return true
-}
-
-func (r *Registry) countPhases() map[Phase]int {
-	count := map[Phase]int{Absent: 0, Pending: 0, Ready: 0}
-	for _, e := range r.all() {
-		count[Phase(e.phase.Load())]++
-	}
-	return count
 }
 
 // obtain makes a key and has an SVID issued and verified. finish, if not nil,

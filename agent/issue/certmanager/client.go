@@ -42,13 +42,16 @@ type podClients struct {
 	transport http.RoundTripper
 }
 
-func newPodClients(base *rest.Config) (*podClients, error) {
+func newPodClients(base *rest.Config, wrap func(http.RoundTripper) http.RoundTripper) (*podClients, error) {
 	// Address and trust only: no token, password, certificate, exec plugin,
 	// impersonation or transport wrapper of the agent.
 	config := unlimited(rest.AnonymousClientConfig(base))
 	rt, err := rest.TransportFor(config)
 	if err != nil {
 		return nil, fmt.Errorf("make transport for requests in a pod's name: %w", err)
+	}
+	if wrap != nil {
+		rt = wrap(rt)
 	}
 	return &podClients{config: config, transport: rt}, nil
 }

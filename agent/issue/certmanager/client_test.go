@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,9 +65,13 @@ func TestRequestsInThePodsName(t *testing.T) {
 			s := newAPIServer(t)
 			config := s.config()
 			arm(config)
+			var counted atomic.Int64
 			f := start(t, s, func(o *Options) {
 				o.Requester = request.RequesterPod
 				o.RESTConfig = config
+				o.WrapTransport = func(rt http.RoundTripper) http.RoundTripper {
+					return roundTripper(func(r *http.Request) (*http.Response, error) { counted.Add(1); return rt.RoundTrip(r) })
+				}
 				client, err := NewClient(config)
 				if err != nil {
 					t.Fatal(err)
@@ -116,8 +121,8 @@ func TestRequestsInThePodsName(t *testing.T) {
 					t.Errorf("create in %s carries the agent's client certificate (%t) or impersonates %q", namespace, r.clientCert, r.impersonate)
 				}
 			}
-			if posts != pods {
-				t.Errorf("%d creates, want %d", posts, pods)
+			if posts != pods || counted.Load() != pods {
+				t.Errorf("%d creates, %d counted by the wrapper, want %d", posts, counted.Load(), pods)
 			}
 			if name == "client certificate" && !s.anyClientCert() {
 				t.Error("the agent's client certificate was never seen: the test proves nothing")
@@ -134,6 +139,10 @@ func (s *apiServer) anyClientCert() bool {
 	}
 	return false
 }
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // adding authorizes what is not authorized yet, as exec plugins and cloud
 // providers' wrappers do.
@@ -183,7 +192,7 @@ func TestClientsAreNotLimited(t *testing.T) {
 	if l := client.CertmanagerV1().RESTClient().GetRateLimiter(); l != nil {
 		t.Errorf("the agent's client is limited: %v", l)
 	}
-	pods, err := newPodClients(base)
+	pods, err := newPodClients(base, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

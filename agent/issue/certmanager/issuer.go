@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,6 +44,10 @@ type Options struct {
 	// requests in a pod's name. Needed for requester "pod" only. Credentials in
 	// it are not used.
 	RESTConfig *rest.Config
+	// WrapTransport, if not nil, is put around the transport of requests in a
+	// pod's name, to count them. RESTConfig's own is not used for these, since it
+	// may add credentials.
+	WrapTransport func(http.RoundTripper) http.RoundTripper
 	// Driver and Node name this agent: its requests are labelled with both.
 	Driver, Node string
 	// IssuerRef says who is to sign. It is asked for each request and must not
@@ -89,7 +94,9 @@ type Issuer struct {
 	board  *board
 	tasks  *tasks
 	synced atomic.Bool
-	trash  *trash
+	// lastCall is how the newest list or watch call began.
+	lastCall atomic.Pointer[error]
+	trash    *trash
 	// life ends, with errStopping as cause, when Run is told to stop.
 	life context.Context
 	stop context.CancelCauseFunc
@@ -121,7 +128,7 @@ func New(o Options) (*Issuer, error) {
 	}
 	i.trash = newTrash(o.Client, o.Log, i.metrics)
 	if o.Requester == request.RequesterPod {
-		if i.pods, err = newPodClients(o.RESTConfig); err != nil {
+		if i.pods, err = newPodClients(o.RESTConfig, o.WrapTransport); err != nil {
 			return nil, fmt.Errorf("cert-manager issuer: %w", err)
 		}
 	}

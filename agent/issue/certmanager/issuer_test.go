@@ -431,6 +431,9 @@ func TestStaleRequestsAreRemoved(t *testing.T) {
 	if !f.Synced() {
 		t.Error("not synced after a list")
 	}
+	if err := f.Watching(); err != nil {
+		t.Errorf("after a list: %v", err)
+	}
 	f.board.drop(w)
 	f.stop()
 	s.with(func() {
@@ -440,6 +443,25 @@ func TestStaleRequestsAreRemoved(t *testing.T) {
 			}
 		}
 	})
+}
+
+// The newest call says whether results are heard of at present.
+func TestWatching(t *testing.T) {
+	s := newAPIServer(t)
+	f := start(t, s, nil)
+	s.awaitWatch(t)
+	if err := f.Watching(); err != nil {
+		t.Errorf("while a watch is open: %v", err)
+	}
+	f.stop()
+	f.called("watch", errors.New("connection refused"))
+	if err := f.Watching(); err == nil || !strings.Contains(err.Error(), "connection refused") || !f.Synced() {
+		t.Errorf("after a call that failed: %v (synced: %t)", err, f.Synced())
+	}
+	f.called("list", nil)
+	if err := f.Watching(); err != nil {
+		t.Errorf("after a call that succeeded: %v", err)
+	}
 }
 
 func TestAPIServerDownAtStart(t *testing.T) {

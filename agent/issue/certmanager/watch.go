@@ -32,13 +32,13 @@ func (i *Issuer) watch(ctx context.Context) {
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.LabelSelector = selector
 			list, err := requests.List(ctx, o)
-			i.metrics.watchResult("list", err)
+			i.called("list", err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.LabelSelector = selector
 			w, err := requests.Watch(ctx, o)
-			i.metrics.watchResult("watch", err)
+			i.called("watch", err)
 			return w, err
 		},
 	}
@@ -47,6 +47,22 @@ func (i *Issuer) watch(ctx context.Context) {
 		&cmapi.CertificateRequest{}, feed{i},
 		cache.ReflectorOptions{Name: "certificaterequests of this agent", Backoff: relistBackoff()})
 	reflector.RunWithContext(ctx)
+}
+
+// called takes in how a list or watch call began.
+func (i *Issuer) called(call string, err error) {
+	i.metrics.watchResult(call, err)
+	i.lastCall.Store(&err)
+}
+
+// Watching says why this agent does not hear of results at present: nil, or the
+// error of the newest list or watch call. A watch that ends is begun anew at
+// once, so the error stands for as long as the API server cannot be reached.
+func (i *Issuer) Watching() error {
+	if err := i.lastCall.Load(); err != nil && *err != nil {
+		return fmt.Errorf("watch CertificateRequests: %w", *err)
+	}
+	return nil
 }
 
 // feed is a reflector's store that stores nothing: it hands what comes to the
