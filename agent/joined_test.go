@@ -70,6 +70,12 @@ type node struct {
 	root   string
 	issuer issue.Issuer
 	issued *atomic.Int64
+	limits limits
+}
+
+var testLimits = limits{
+	driver: "test.driver", names: fileNames{"tls.crt", "tls.key", "ca.crt", "spiffe.sock"},
+	duration: time.Hour, durations: durationRange{30 * time.Minute, 2 * time.Hour},
 }
 
 // countingIssuer counts what is asked of another issuer.
@@ -92,7 +98,7 @@ func newNode(t testing.TB) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, root: t.TempDir(), issued: &atomic.Int64{}}
+	n := &node{t: t, root: t.TempDir(), issued: &atomic.Int64{}, limits: testLimits}
 	n.issuer = countingIssuer{ca, n.issued}
 	t.Cleanup(func() {
 		for _, dir := range []string{n.target("v", "mount"), filepath.Join(n.root, "plugins/test.driver/volumes/v")} {
@@ -110,7 +116,8 @@ func (n *node) target(volume, last string) string {
 // agent is one life of an agent on the node.
 type agent struct {
 	csipb.NodeClient
-	kill func() // Ends it without any clean-up of volumes.
+	registry *workload.Registry
+	kill     func() // Ends it without any clean-up of volumes.
 }
 
 func (n *node) start() *agent {
@@ -126,15 +133,15 @@ func (n *node) start() *agent {
 	}
 	source := trust.NewObserved(td)
 	server := workloadapi.NewServer(workloadapi.Options{Log: log})
-	storage := newVolumes(store, server, fileNames{"tls.crt", "tls.key", "ca.crt", "spiffe.sock"}, td, log)
+	storage := newVolumes(store, server, n.limits.names, td, log)
 	registry := workload.New(workload.Options{
 		Issuer: n.issuer, Trust: source, Volumes: storage, ID: identify(td, template), KeyType: pki.P256,
-		Duration: time.Hour, PublishTimeout: 10 * time.Second, Log: log, Registerer: prometheus.NewRegistry(),
+		Duration: time.Hour, MinDuration: n.limits.durations.min, MaxDuration: n.limits.durations.max, PublishTimeout: 10 * time.Second, Log: log, Registerer: prometheus.NewRegistry(),
 	})
-	restore(storage, registry, source, log)
+	restore(storage, registry, source, n.limits, log)
 	endpoint := filepath.Join(n.root, "csi.sock")
 	driver, err := csi.NewServer(csi.ServerOptions{
-		Endpoint: "unix://" + endpoint, DriverName: "test.driver", Version: "v0", NodeID: "node-1", Workloads: workloads{registry}, Store: store, Log: log,
+		Endpoint: "unix://" + endpoint, DriverName: "test.driver", Version: "v0", NodeID: "node-1", Workloads: workloads{registry, n.limits}, Store: store, Log: log,
 	})
 	if err != nil {
 		n.t.Fatal(err)
@@ -153,7 +160,7 @@ func (n *node) start() *agent {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	a := &agent{NodeClient: csipb.NewNodeClient(conn)}
+	a := &agent{NodeClient: csipb.NewNodeClient(conn), registry: registry}
 	a.kill = func() {
 		_ = conn.Close()
 		cancel()
@@ -216,19 +223,25 @@ func (n *node) serial() string {
 	return pair.Leaf.SerialNumber.Text(16)
 }
 
-// fromSocket asks as go-spiffe does, and gives the first answer.
-func (n *node) fromSocket() (id, serial string) {
+// shortSocket is a path to the socket as short as a socket address needs it, and
+// as pods see it.
+func (n *node) shortSocket() string {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(n.t.Context(), 5*time.Second)
-	defer cancel()
-	// A path longer than a socket address holds: pods see a shorter one.
 	short := filepath.Join("/tmp", fmt.Sprintf("signet-%d.sock", os.Getpid()))
 	_ = os.Remove(short)
 	if err := os.Symlink(filepath.Join(n.target("v", "mount"), "spiffe.sock"), short); err != nil {
 		n.t.Fatal(err)
 	}
-	defer os.Remove(short)
-	svid, err := spiffe.FetchX509SVID(ctx, spiffe.WithAddr("unix://"+short))
+	n.t.Cleanup(func() { _ = os.Remove(short) })
+	return short
+}
+
+// fromSocket asks as go-spiffe does, and gives the first answer.
+func (n *node) fromSocket() (id, serial string) {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(n.t.Context(), 5*time.Second)
+	defer cancel()
+	svid, err := spiffe.FetchX509SVID(ctx, spiffe.WithAddr("unix://"+n.shortSocket()))
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"net"
 	"path"
 	"path/filepath"
@@ -42,6 +43,7 @@ type options struct {
 
 	issuerName, issuerKind, issuerGroup string
 	duration                            time.Duration
+	durations                           durationRange
 	annotations                         map[string]string
 	requesterFlag                       string
 	requester                           request.Requester
@@ -84,6 +86,8 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.issuerKind, "issuer-kind", "ClusterIssuer", "Kind of the issuer")
 	flags.StringVar(&o.issuerGroup, "issuer-group", "cert-manager.io", "API group of the issuer")
 	flags.DurationVar(&o.duration, "certificate-request-duration", time.Hour, "Lifetime asked for; the approver's must be the same")
+	flags.DurationVar(&o.durations.min, "certificate-request-duration-min", 0, "Shortest lifetime that a volume may choose (attribute duration); 0 is --certificate-request-duration. The approver's range must include this agent's")
+	flags.DurationVar(&o.durations.max, "certificate-request-duration-max", 0, "Longest lifetime that a volume may choose; 0 is --certificate-request-duration")
 	flags.StringToStringVar(&o.annotations, "extra-certificate-request-annotations", nil, "Annotations for every CertificateRequest, key=value,key=value")
 	flags.StringVar(&o.requesterFlag, "requester", string(request.RequesterAgent), `Who creates CertificateRequests: "agent" (the agent's own service account) or "pod" (each pod's, by a token from kubelet)`)
 	flags.BoolVar(&o.useOwnServiceAccount, "use-own-service-account", true, "csi-driver-spiffe's spelling: true is --requester=agent, false is --requester=pod")
@@ -177,6 +181,9 @@ func (o *options) checkIssuance() error {
 	if o.duration < minDuration {
 		return observe.Usagef("--certificate-request-duration %s: must be at least %s", o.duration, minDuration)
 	}
+	if err := o.checkDurations(); err != nil {
+		return err
+	}
 	if o.publishTimeout < time.Second || o.publishTimeout > 110*time.Second {
 		return observe.Usagef("--publish-timeout %s: must be from 1s to 1m50s (kubelet itself gives up after 2m)", o.publishTimeout)
 	}
@@ -193,6 +200,23 @@ func (o *options) checkIssuance() error {
 		return observe.Usagef("--key-type: %v", err)
 	}
 	return nil
+}
+
+// checkDurations completes the range of lifetimes: it holds the default.
+func (o *options) checkDurations() error {
+	r := &o.durations
+	r.min, r.max = cmp.Or(r.min, o.duration), cmp.Or(r.max, o.duration)
+	switch {
+	case r.min < minDuration || r.min > o.duration:
+		return observe.Usagef("--certificate-request-duration-min %s: must be from %s to --certificate-request-duration (%s)", r.min, minDuration, o.duration)
+	case r.max < o.duration:
+		return observe.Usagef("--certificate-request-duration-max %s: must be at least --certificate-request-duration (%s)", r.max, o.duration)
+	}
+	return nil
+}
+
+func (o *options) limits() limits {
+	return limits{driver: o.driverName, names: o.files, duration: o.duration, durations: o.durations}
 }
 
 func (o *options) checkRequester() error {
@@ -213,17 +237,13 @@ func (o *options) checkRequester() error {
 	return nil
 }
 
-// fileNamePattern is one path segment that is no dot file: names beginning with
-// ".." are the volume's own.
-var fileNamePattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$`)
-
 func (o *options) checkFileNames() error {
 	var seen []string
 	for _, f := range []struct{ flag, name string }{
 		{"--file-name-certificate", o.files.certificate}, {"--file-name-key", o.files.key},
 		{"--file-name-ca", o.files.ca}, {"--file-name-socket", o.files.socket},
 	} {
-		if !fileNamePattern.MatchString(f.name) {
+		if !csi.IsFileName(f.name) {
 			return observe.Usagef("%s %q: must be a plain file name of 1 to 64 letters, digits, '.', '_' and '-', not beginning with '.' or '-'", f.flag, f.name)
 		}
 		if slices.Contains(seen, f.name) {

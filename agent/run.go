@@ -61,10 +61,11 @@ func run(ctx context.Context, o *options) error {
 	storage := newVolumes(store, server, o.files, o.trustDomain, log)
 	registry := workload.New(workload.Options{
 		Issuer: issuer, Trust: source, Volumes: storage, ID: identify(o.trustDomain, o.template),
-		KeyType: o.keyType, Duration: o.duration, PublishTimeout: o.publishTimeout, Notifier: events, Log: log, Registerer: metrics,
+		KeyType: o.keyType, Duration: o.duration, MinDuration: o.durations.min, MaxDuration: o.durations.max,
+		PublishTimeout: o.publishTimeout, Notifier: events, Log: log, Registerer: metrics,
 	})
 	// Before anything reaches for the API server: running pods need it least.
-	restore(storage, registry, source, log)
+	restore(storage, registry, source, o.limits(), log)
 	return serve(ctx, o, parts{
 		log: log, metrics: metrics, store: store, trust: source, issuer: issuer, workloadAPI: server, registry: registry, events: events,
 	})
@@ -123,9 +124,12 @@ func newIssuer(o *options, requests *observe.APIRequests, metrics prometheus.Reg
 }
 
 // restore takes up the volumes of the agent before.
-func restore(storage *volumes, registry *workload.Registry, source workload.Trust, log *slog.Logger) {
+func restore(storage *volumes, registry *workload.Registry, source workload.Trust, allowed limits, log *slog.Logger) {
 	found := storage.recover()
 	for _, r := range found {
+		if r.svid == nil {
+			continue
+		}
 		if learner, ok := source.(workload.Learner); ok {
 			if _, err := learner.Observe(pki.MarshalCertificates(r.bundle.X509Authorities()), r.svid.NotAfter()); err != nil {
 				log.Warn("could not take over the trust bundle of a volume", "volume", r.volume.ID, "error", err)
@@ -133,7 +137,14 @@ func restore(storage *volumes, registry *workload.Registry, source workload.Trus
 		}
 	}
 	for _, r := range found {
-		registry.Restore(r.volume, r.svid)
+		if err := allowed.check(r.volume.Attributes); err != nil {
+			log.Warn("a volume of the agent before chose what is no longer allowed; it gets the nearest that is", "volume", r.volume.ID, "error", err)
+		}
+		if r.svid != nil {
+			registry.Restore(r.volume, r.svid)
+		} else if err := registry.Resume(r.volume); err != nil {
+			log.Error("could not take up a volume that has no SVID yet", "volume", r.volume.ID, "error", err)
+		}
 	}
 	log.Info("took up the volumes of the agent before", "volumes", len(found))
 }
@@ -165,7 +176,7 @@ func serve(ctx context.Context, o *options, p parts) error {
 	ready := readiness(registration, p)
 	driver, err := csi.NewServer(csi.ServerOptions{
 		Endpoint: o.endpoint, DriverName: o.driverName, Version: version, NodeID: o.nodeID,
-		Workloads: workloads{p.registry}, Store: p.store, Log: p.log,
+		Workloads: workloads{p.registry, o.limits()}, Store: p.store, Log: p.log,
 	})
 	if err != nil {
 		return err

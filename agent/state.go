@@ -8,31 +8,57 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/signet-spiffe/signet/agent/issue"
 	"github.com/signet-spiffe/signet/agent/workload"
+	"github.com/signet-spiffe/signet/csi"
 	"github.com/signet-spiffe/signet/internal/pki"
 )
 
-// stateVersion is the format of state. A reader refuses what it does not know.
-const stateVersion = 1
+// The formats of state. A reader refuses what it does not know. A volume without
+// attributes has the first, which every agent reads; an agent that does not know
+// attributes must not take up a volume that has any: it might show a key that is
+// not to be shown.
+const (
+	statePlain      = 1
+	stateAttributes = 2
+)
 
 // state is the private part of a volume, on its tmpfs, where only root on the
 // node reads it. It holds the key, because a volume may show none as a file. It
 // never holds a token: those stay in memory.
 type state struct {
-	Version  int       `json:"version"`
-	Volume   string    `json:"volume"`
-	Pod      issue.Pod `json:"pod"`
-	GID      *int64    `json:"gid,omitempty"`
-	SPIFFEID string    `json:"spiffe_id"`
+	Version int       `json:"version"`
+	Volume  string    `json:"volume"`
+	Pod     issue.Pod `json:"pod"`
+	GID     *int64    `json:"gid,omitempty"`
+	// Attributes are nil in statePlain.
+	Attributes *attributes `json:"attributes,omitempty"`
+	// Unissued says that there is no SVID yet; the rest is empty then.
+	Unissued bool   `json:"unissued,omitempty"`
+	SPIFFEID string `json:"spiffe_id,omitempty"`
 	// Key, Chain and Bundle are PEM.
-	Key    string `json:"key"`
-	Chain  string `json:"chain"`
-	Bundle string `json:"bundle"`
+	Key    string `json:"key,omitempty"`
+	Chain  string `json:"chain,omitempty"`
+	Bundle string `json:"bundle,omitempty"`
+}
+
+// attributes is workload.Attributes as it is stored. Durations are nanoseconds.
+type attributes struct {
+	NoWait      bool          `json:"no_wait,omitempty"`
+	KeyType     pki.KeyType   `json:"key_type,omitempty"`
+	Duration    time.Duration `json:"duration,omitempty"`
+	RenewBefore time.Duration `json:"renew_before,omitempty"`
+	NoFiles     bool          `json:"no_files,omitempty"`
+	NoSocket    bool          `json:"no_socket,omitempty"`
+	Certificate string        `json:"file_name_certificate,omitempty"`
+	Key         string        `json:"file_name_key,omitempty"`
+	CA          string        `json:"file_name_ca,omitempty"`
+	Socket      string        `json:"file_name_socket,omitempty"`
 }
 
 // String keeps the key out of what prints a state.
@@ -42,14 +68,63 @@ func (state) String() string { return "[volume state]" }
 func (state) GoString() string { return "[volume state]" }
 
 func marshalState(v workload.Volume, c workload.Content, key []byte) ([]byte, error) {
-	b, err := json.Marshal(state{
-		Version: stateVersion, Volume: v.ID, Pod: v.Pod, GID: v.GID, SPIFFEID: c.SVID.ID.String(),
-		Key: string(key), Chain: string(pki.MarshalCertificates(c.SVID.Chain)), Bundle: string(pki.MarshalCertificates(c.Bundle.X509Authorities())),
-	})
+	s := stateOf(v)
+	s.SPIFFEID, s.Key = c.SVID.ID.String(), string(key)
+	s.Chain, s.Bundle = string(pki.MarshalCertificates(c.SVID.Chain)), string(pki.MarshalCertificates(c.Bundle.X509Authorities()))
+	return s.marshal()
+}
+
+// marshalUnissued is the state of a volume that has no SVID yet.
+func marshalUnissued(v workload.Volume) ([]byte, error) {
+	s := stateOf(v)
+	s.Unissued = true
+	return s.marshal()
+}
+
+func stateOf(v workload.Volume) state {
+	s := state{Version: statePlain, Volume: v.ID, Pod: v.Pod, GID: v.GID}
+	if a, d := v.Attributes, v.Attributes.Delivery; a != (workload.Attributes{}) {
+		s.Version = stateAttributes
+		s.Attributes = &attributes{
+			NoWait: a.NoWait, KeyType: a.KeyType, Duration: a.Duration, RenewBefore: a.RenewBefore,
+			NoFiles: d.NoFiles, NoSocket: d.NoSocket, Certificate: d.Certificate, Key: d.Key, CA: d.CA, Socket: d.Socket,
+		}
+	}
+	return s
+}
+
+func (s state) marshal() ([]byte, error) {
+	b, err := json.Marshal(s)
 	if err != nil {
-		return nil, fmt.Errorf("encode state of volume %s: %w", v.ID, err)
+		return nil, fmt.Errorf("encode state of volume %s: %w", s.Volume, err)
 	}
 	return b, nil
+}
+
+// parse checks what was stored; nil has no attributes.
+func (a *attributes) parse() (workload.Attributes, error) {
+	if a == nil {
+		return workload.Attributes{}, nil
+	}
+	if a.KeyType != "" {
+		if _, err := pki.ParseKeyType(string(a.KeyType)); err != nil {
+			return workload.Attributes{}, err
+		}
+	}
+	if a.Duration < 0 || a.RenewBefore < 0 || a.NoFiles && a.NoSocket {
+		return workload.Attributes{}, errors.New("attributes contradict themselves")
+	}
+	for _, name := range []string{a.Certificate, a.Key, a.CA, a.Socket} {
+		if name != "" && !csi.IsFileName(name) {
+			return workload.Attributes{}, fmt.Errorf("file name %q", name)
+		}
+	}
+	return workload.Attributes{
+		NoWait: a.NoWait, KeyType: a.KeyType, Duration: a.Duration, RenewBefore: a.RenewBefore,
+		Delivery: workload.Delivery{
+			NoFiles: a.NoFiles, NoSocket: a.NoSocket, Certificate: a.Certificate, Key: a.Key, CA: a.CA, Socket: a.Socket,
+		},
+	}, nil
 }
 
 // unmarshalState parses what marshalState wrote, and takes nothing for granted:
@@ -59,8 +134,16 @@ func unmarshalState(b []byte) (recovered, error) {
 	if err := json.Unmarshal(b, &s); err != nil {
 		return recovered{}, errors.New("decode state: not JSON") // The error could quote the key.
 	}
-	if s.Version != stateVersion {
-		return recovered{}, fmt.Errorf("decode state: version %d, this agent knows %d", s.Version, stateVersion)
+	if s.Version != statePlain && s.Version != stateAttributes {
+		return recovered{}, fmt.Errorf("decode state: version %d, this agent knows %d and %d", s.Version, statePlain, stateAttributes)
+	}
+	chosen, err := s.Attributes.parse()
+	if err != nil {
+		return recovered{}, fmt.Errorf("decode state: %w", err)
+	}
+	volume := workload.Volume{ID: s.Volume, Pod: s.Pod, GID: s.GID, Attributes: chosen}
+	if s.Unissued && chosen.NoWait {
+		return recovered{volume: volume}, nil
 	}
 	id, err := spiffeid.FromString(s.SPIFFEID)
 	if err != nil {
@@ -86,7 +169,7 @@ func unmarshalState(b []byte) (recovered, error) {
 		return recovered{}, errors.New("decode state: key and certificate do not match")
 	}
 	return recovered{
-		volume: workload.Volume{ID: s.Volume, Pod: s.Pod, GID: s.GID},
+		volume: volume,
 		svid:   &workload.SVID{ID: id, Chain: chain, Key: key},
 		bundle: x509bundle.FromX509Authorities(id.TrustDomain(), roots),
 	}, nil

@@ -110,7 +110,7 @@ func TestStateIsNotBelieved(t *testing.T) {
 		"empty":            nil,
 		"half":             good[:len(good)/2],
 		"no version":       edit(func(s *state) { s.Version = 0 }),
-		"newer version":    edit(func(s *state) { s.Version = 2 }),
+		"newer version":    edit(func(s *state) { s.Version = 3 }),
 		"another key":      edit(func(s *state) { s.Key = otherState.Key }),
 		"no key":           edit(func(s *state) { s.Key = "" }),
 		"another identity": edit(func(s *state) { s.SPIFFEID = "spiffe://example.org/ns/shop/sa/admin" }),

@@ -44,10 +44,13 @@ func (v *volumes) Prepare(volume workload.Volume) error {
 	if err != nil {
 		return err
 	}
-	if v.feed(volume.ID) != nil {
+	if err := rememberUnissued(dir, volume); err != nil {
+		return err
+	}
+	if volume.Attributes.Delivery.NoSocket || v.feed(volume.ID) != nil {
 		return nil
 	}
-	listener, err := dir.Listen(v.names.socket)
+	listener, err := dir.Listen(v.names.with(volume.Attributes.Delivery).socket)
 	if err != nil {
 		return err
 	}
@@ -89,11 +92,15 @@ func (v *volumes) Store(volume workload.Volume, c workload.Content) error {
 	if err := dir.WriteState(state); err != nil {
 		return err
 	}
+	if volume.Attributes.Delivery.NoFiles {
+		return nil // The state is all that holds the key.
+	}
+	names := v.names.with(volume.Attributes.Delivery)
 	return dir.Write(csi.Files{
 		Payload: map[string][]byte{
-			v.names.certificate: pki.MarshalCertificates(c.SVID.Chain),
-			v.names.key:         key,
-			v.names.ca:          pki.MarshalCertificates(c.Bundle.X509Authorities()),
+			names.certificate: pki.MarshalCertificates(c.SVID.Chain),
+			names.key:         key,
+			names.ca:          pki.MarshalCertificates(c.Bundle.X509Authorities()),
 		},
 		GID: volume.GID,
 	})
@@ -127,7 +134,24 @@ func (v *volumes) Remove(id string) error {
 	return v.store.Remove(id)
 }
 
-// recovered is a volume whose state survived a restart.
+// rememberUnissued makes a volume that does not wait for its SVID known to the
+// next agent: kubelet will take it for published, and not publish it again.
+func rememberUnissued(dir *csi.Dir, volume workload.Volume) error {
+	if !volume.Attributes.NoWait {
+		return nil
+	}
+	if _, err := dir.ReadState(); !errors.Is(err, fs.ErrNotExist) {
+		return err // There is more to know already, or the storage is broken.
+	}
+	state, err := marshalUnissued(volume)
+	if err != nil {
+		return err
+	}
+	return dir.WriteState(state)
+}
+
+// recovered is a volume whose state survived a restart. svid and bundle are nil
+// when it had no SVID yet.
 type recovered struct {
 	volume workload.Volume
 	svid   *workload.SVID
@@ -171,6 +195,12 @@ func (v *volumes) recoverOne(dir *csi.Dir) (recovered, error) {
 	}
 	if r.volume.ID != dir.ID() {
 		return recovered{}, fmt.Errorf("state is of volume %q", r.volume.ID)
+	}
+	if attribute, name, taken := v.names.with(r.volume.Attributes.Delivery).collision(r.volume.Attributes.Delivery); taken {
+		return recovered{}, fmt.Errorf("its attribute %s is %q, which is now another file's name too: change the agent's --file-name flags, or replace the pod", attribute, name)
+	}
+	if r.svid == nil {
+		return r, nil
 	}
 	if td := r.svid.ID.TrustDomain(); td != v.trustDomain {
 		return recovered{}, fmt.Errorf("state is of trust domain %q, this agent's is %q", td, v.trustDomain)

@@ -15,12 +15,20 @@ import (
 
 // workloads implements csi.Workloads: kubelet's calls become events of the
 // lifecycle, and the lifecycle's errors become what the CSI edge understands.
-type workloads struct{ registry *workload.Registry }
+type workloads struct {
+	registry *workload.Registry
+	limits   limits
+}
 
 // Publish implements csi.Workloads.
 func (w workloads) Publish(ctx context.Context, v csi.Volume) error {
+	chosen := attributesOf(v.Attributes)
+	// A republish may bring the token without which renewals end.
+	if err := w.limits.check(chosen); err != nil && !w.registry.Holds(v.ID) {
+		return err
+	}
 	err := w.registry.Publish(ctx, workload.Volume{
-		ID: v.ID, Pod: issue.Pod(v.Pod), GID: v.FSGroup, Token: issue.NewToken(v.Token.Value()),
+		ID: v.ID, Pod: issue.Pod(v.Pod), GID: v.FSGroup, Token: issue.NewToken(v.Token.Value()), Attributes: chosen,
 	})
 	return edgeError(err)
 }

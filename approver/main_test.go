@@ -68,6 +68,7 @@ func TestEveryFlagIsUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, code, stderr := parse(t, agentFlag, "--csi-driver-name=signet.example.org", "--trust-domain=example.org", "--certificate-request-duration=5m",
+		"--certificate-request-duration-min=1m", "--certificate-request-duration-max=10m",
 		"--issuer-name=n", "--issuer-kind=AWSPCAClusterIssuer", "--issuer-group=awspca.cert-manager.io",
 		"--runtime-issuance-config-map-name=cm", "--runtime-issuance-config-map-namespace=ns", "--allowed-key-types=P-384,RSA-4096",
 		"--requester=both", "--auto-approve-non-spiffe", "--concurrent-reconciles=3", "--leader-election-namespace=le",
@@ -78,6 +79,7 @@ func TestEveryFlagIsUsed(t *testing.T) {
 	}
 	p, o := c.controller.Policy, c.controller
 	if p.Driver != "signet.example.org" || p.TrustDomain.Name() != "example.org" || p.Duration != 5*time.Minute ||
+		p.MinDuration != time.Minute || p.MaxDuration != 10*time.Minute ||
 		!slices.Equal(p.KeyTypes, []pki.KeyType{pki.P384, pki.RSA4096}) || !p.AllowPod || p.AgentUsername == "" || !p.ApproveNonSPIFFE {
 		t.Errorf("policy %+v", p)
 	}
@@ -145,6 +147,7 @@ func TestWrongFlags(t *testing.T) {
 		"--csi-driver-name=", "--csi-driver-name=Upper", "--csi-driver-name=a/b", "--csi-driver-name=" + strings.Repeat("a", 64),
 		"--trust-domain=", "--trust-domain=Cluster.Local", "--trust-domain=spiffe://cluster.local", "--trust-domain=a/b", "--trust-domain=a:1",
 		"--certificate-request-duration=0", "--certificate-request-duration=-1h", "--certificate-request-duration=1",
+		"--certificate-request-duration-min=61m", "--certificate-request-duration-min=-1s", "--certificate-request-duration-max=59m", "--certificate-request-duration-max=-1s",
 		"--issuer-name=", "--issuer-kind=", "--issuer-group=",
 		"--runtime-issuance-config-map-name=cm", "--runtime-issuance-config-map-namespace=ns",
 		"--allowed-key-types=P-521", "--allowed-key-types=",

@@ -50,7 +50,7 @@ type options struct {
 	driver, trustDomain                   string
 	issuerName, issuerKind, issuerGroup   string
 	runtimeConfigMap, runtimeNamespace    string
-	duration                              time.Duration
+	duration, minDuration, maxDuration    time.Duration
 	keyTypes                              []string
 	requester, agentUsername              string
 	useOwnServiceAccount                  bool
@@ -78,7 +78,9 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 func (o *options) addPolicyFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.driver, "csi-driver-name", request.DefaultDriverName, "CSI driver whose requests are decided; the leader election Lease has this name")
 	flags.StringVar(&o.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust domain of every identity")
-	flags.DurationVar(&o.duration, "certificate-request-duration", time.Hour, "Certificate duration that requests must ask for, exactly")
+	flags.DurationVar(&o.duration, "certificate-request-duration", time.Hour, "Certificate duration that requests must ask for, exactly, unless the next two flags allow a range around it")
+	flags.DurationVar(&o.minDuration, "certificate-request-duration-min", 0, "Shortest certificate duration that requests may ask for; 0 is --certificate-request-duration")
+	flags.DurationVar(&o.maxDuration, "certificate-request-duration-max", 0, "Longest certificate duration that requests may ask for; 0 is --certificate-request-duration")
 	flags.StringVar(&o.issuerName, "issuer-name", "my-spiffe-ca", "Name of the issuer that signs SPIFFE identities; may be empty with --runtime-issuance-config-map-name")
 	flags.StringVar(&o.issuerKind, "issuer-kind", "ClusterIssuer", "Kind of the issuer")
 	flags.StringVar(&o.issuerGroup, "issuer-group", "cert-manager.io", "API group of the issuer")
@@ -144,7 +146,7 @@ func (o *options) config(flags *pflag.FlagSet) (*config, error) {
 }
 
 func (o *options) policy(flags *pflag.FlagSet) (evaluate.Policy, error) {
-	p := evaluate.Policy{Driver: o.driver, Duration: o.duration, ApproveNonSPIFFE: o.autoApproveNonSPIFFE}
+	p := evaluate.Policy{Driver: o.driver, Duration: o.duration, MinDuration: o.minDuration, MaxDuration: o.maxDuration, ApproveNonSPIFFE: o.autoApproveNonSPIFFE}
 	// The CSI specification allows 63 characters; the Lease needs a DNS name.
 	if msgs := validation.IsDNS1123Subdomain(o.driver); len(msgs) > 0 || len(o.driver) > 63 {
 		return p, observe.Usagef("--csi-driver-name %q is not a DNS name of at most 63 characters", o.driver)
@@ -156,6 +158,12 @@ func (o *options) policy(flags *pflag.FlagSet) (evaluate.Policy, error) {
 	p.TrustDomain = td
 	if o.duration <= 0 {
 		return p, observe.Usagef("--certificate-request-duration %s is not positive", o.duration)
+	}
+	if o.minDuration < 0 || o.minDuration > o.duration {
+		return p, observe.Usagef("--certificate-request-duration-min %s must be positive and at most --certificate-request-duration (%s)", o.minDuration, o.duration)
+	}
+	if o.maxDuration != 0 && o.maxDuration < o.duration {
+		return p, observe.Usagef("--certificate-request-duration-max %s must be at least --certificate-request-duration (%s)", o.maxDuration, o.duration)
 	}
 	if p.KeyTypes, err = parseKeyTypes(o.keyTypes); err != nil {
 		return p, err

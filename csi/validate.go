@@ -6,7 +6,6 @@ package csi
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -29,10 +28,6 @@ const (
 )
 
 const (
-	attributeFSGroup = "fs-group"
-	// predecessorPrefix is the attribute prefix of csi-driver-spiffe. It stays valid whatever this driver
-	// is called, because pod specs that were written for csi-driver-spiffe carry it.
-	predecessorPrefix = "spiffe.csi.cert-manager.io"
 	// maxGID is the last real group. 4294967295 is (gid_t)-1: chown(2) takes it for "leave as it is".
 	maxGID = 1<<32 - 2
 	// maxPath keeps paths below PATH_MAX with room for what we append.
@@ -88,10 +83,10 @@ func (c validator) publish(r *csipb.NodePublishVolumeRequest) (Volume, error) {
 	if v.Pod, err = podOf(attributes, v.TargetPath); err != nil {
 		return Volume{}, err
 	}
-	if v.FSGroup, err = c.fsGroup(attributes, r.GetVolumeCapability().GetMount().GetVolumeMountGroup()); err != nil {
+	if err := c.attributes(&v, attributes); err != nil {
 		return Volume{}, err
 	}
-	if err := c.checkAttributes(attributes); err != nil {
+	if v.FSGroup, err = fsGroup(v.FSGroup, r.GetVolumeCapability().GetMount().GetVolumeMountGroup()); err != nil {
 		return Volume{}, err
 	}
 	v.Token, err = tokenOf(r.GetSecrets(), attributes)
@@ -208,49 +203,16 @@ func podOf(attributes map[string]string, target string) (Pod, error) {
 	return p, nil
 }
 
-// fsGroupKeys are the spellings of the fs-group attribute: this driver's name first.
-func (c validator) fsGroupKeys() []string {
-	return slices.Compact([]string{c.driverName + "/" + attributeFSGroup, predecessorPrefix + "/" + attributeFSGroup})
-}
-
-// fsGroup takes the attribute before the pod's fsGroup (VOLUME_MOUNT_GROUP).
-func (c validator) fsGroup(attributes map[string]string, mountGroup string) (*int64, error) {
-	var found *int64
-	for _, key := range c.fsGroupKeys() {
-		s, ok := attributes[key]
-		if !ok {
-			continue
-		}
-		gid, err := strconv.ParseInt(s, 10, 64)
-		if err != nil || gid < 1 || gid > maxGID {
-			return nil, invalid("pod.spec.volumes[].csi.volumeAttributes["+key+"]", "must be a group ID from 1 to %d, not %q", int64(maxGID), s)
-		}
-		if found != nil && *found != gid {
-			return nil, invalid("pod.spec.volumes[].csi.volumeAttributes["+key+"]", "is %d but %s is %d", gid, c.fsGroupKeys()[0], *found)
-		}
-		found = &gid
-	}
-	if found != nil || mountGroup == "" {
-		return found, nil
+// fsGroup takes the attribute, which has been read, before the pod's fsGroup (VOLUME_MOUNT_GROUP).
+func fsGroup(attribute *int64, mountGroup string) (*int64, error) {
+	if attribute != nil || mountGroup == "" {
+		return attribute, nil
 	}
 	gid, err := strconv.ParseInt(mountGroup, 10, 64)
 	if err != nil || gid < 0 || gid > maxGID {
 		return nil, invalid("volume_capability.mount.volume_mount_group", "must be a group ID from 0 to %d, not %q", int64(maxGID), mountGroup)
 	}
 	return &gid, nil
-}
-
-// checkAttributes refuses what we do not know, so that a misspelt attribute is not silently without
-// effect. Kubelet's prefix is reserved for Kubernetes and may grow.
-func (c validator) checkAttributes(attributes map[string]string) error {
-	known := c.fsGroupKeys()
-	for _, key := range slices.Sorted(maps.Keys(attributes)) {
-		if strings.HasPrefix(key, keyPrefix) || slices.Contains(known, key) {
-			continue
-		}
-		return invalid("pod.spec.volumes[].csi.volumeAttributes["+key+"]", "is not known; known attributes: %s", strings.Join(known, ", "))
-	}
-	return nil
 }
 
 // tokenOf finds the pod's token for the API server's own audience, which kubelet files under the empty

@@ -18,6 +18,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/signet-spiffe/signet/internal/pki"
 )
 
 const (
@@ -129,9 +131,27 @@ func TestPublishRequestRefusalNamesTheField(t *testing.T) {
 		"fs-group no number":       {context(testDriver+"/fs-group", "staff"), []string{"fs-group", "staff"}},
 		"fs-group (gid_t)-1":       {context(testDriver+"/fs-group", "4294967295"), []string{"fs-group"}},
 		"fs-group too large":       {context(testDriver+"/fs-group", "4294967296"), []string{"fs-group"}},
-		"fsGroup no number":        {mount(func(m *csipb.VolumeCapability_MountVolume) { m.VolumeMountGroup = "x" }), []string{"volume_mount_group"}},
-		"tokens no JSON":           {context(keyTokens, testToken), []string{keyTokens}},
-		"token with space":         {context(keyTokens, `{"":{"token":"a b"}}`), []string{keyTokens}},
+		"delivery unknown":         {context(testDriver+"/delivery", "Socket"), []string{"volumeAttributes[" + testDriver + "/delivery]", `"both", "files" or "socket"`, `not "Socket"`}},
+		"delivery empty":           {context(testDriver+"/delivery", ""), []string{"/delivery]", `not ""`}},
+		"wait unknown":             {context(testDriver+"/wait", "no"), []string{"/wait]", `"true" or "false"`, `not "no"`}},
+		"key type unknown":         {context(testDriver+"/key-type", "RSA-1024"), []string{"/key-type]", "P-256, P-384, Ed25519, RSA-2048, RSA-3072, RSA-4096", "RSA-1024"}},
+		"duration no duration":     {context(testDriver+"/duration", "3600"), []string{"/duration]", `"1h30m"`, `not "3600"`}},
+		"duration zero":            {context(testDriver+"/duration", "0s"), []string{"/duration]", "positive"}},
+		"renew-before negative":    {context(testDriver+"/renew-before", "-1m"), []string{"/renew-before]", "positive"}},
+		"name with slash":          {context(testDriver+"/file-name-key", "a/b"), []string{"/file-name-key]", "plain file name", `"a/b"`}},
+		"name of our own":          {context(testDriver+"/file-name-certificate", "..data"), []string{"/file-name-certificate]", "plain file name"}},
+		"name empty":               {context(testDriver+"/file-name-ca", ""), []string{"/file-name-ca]"}},
+		"name too long":            {context(testDriver+"/file-name-socket", strings.Repeat("a", 65)), []string{"/file-name-socket]"}},
+		"dns-names":                {context(testDriver+"/dns-names", "a.example"), []string{"dns-names", "is not known", "under " + testDriver + "/: fs-group, delivery, wait, key-type", "file-name-socket"}},
+		"name without effect": {func(r *csipb.NodePublishVolumeRequest) {
+			r.VolumeContext[testDriver+"/delivery"], r.VolumeContext[testDriver+"/file-name-key"] = "socket", "my.key"
+		}, []string{"/file-name-key]", "has no effect", `delivery "socket"`}},
+		"socket name without effect": {func(r *csipb.NodePublishVolumeRequest) {
+			r.VolumeContext[testDriver+"/delivery"], r.VolumeContext[testDriver+"/file-name-socket"] = "files", "my.sock"
+		}, []string{"/file-name-socket]", "has no effect", `delivery "files"`}},
+		"fsGroup no number": {mount(func(m *csipb.VolumeCapability_MountVolume) { m.VolumeMountGroup = "x" }), []string{"volume_mount_group"}},
+		"tokens no JSON":    {context(keyTokens, testToken), []string{keyTokens}},
+		"token with space":  {context(keyTokens, `{"":{"token":"a b"}}`), []string{keyTokens}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := validRequest()
@@ -182,6 +202,40 @@ func TestFSGroupAttributeGoesBeforePodFSGroup(t *testing.T) {
 	maps.Copy(r.VolumeContext, map[string]string{testDriver + "/fs-group": "8", "other.example/fs-group": "9"})
 	_, err := validator{driverName: "other.example"}.publish(r)
 	contains(t, err, "fs-group", "8", "9")
+}
+
+func TestAttributesAreRead(t *testing.T) {
+	for name, c := range map[string]struct {
+		driver string
+		given  map[string]string
+		want   Attributes
+	}{
+		"both":     {testDriver, map[string]string{"delivery": "both", "wait": "true"}, Attributes{}},
+		"socket":   {testDriver, map[string]string{"delivery": "socket", "file-name-socket": "api.sock"}, Attributes{Delivery: Delivery{NoFiles: true, Socket: "api.sock"}}},
+		"files":    {testDriver, map[string]string{"delivery": "files"}, Attributes{Delivery: Delivery{NoSocket: true}}},
+		"no wait":  {testDriver, map[string]string{"wait": "false"}, Attributes{NoWait: true}},
+		"issuance": {testDriver, map[string]string{"key-type": "Ed25519", "duration": "90m", "renew-before": "1m30s"}, Attributes{KeyType: pki.Ed25519, Duration: 90 * time.Minute, RenewBefore: 90 * time.Second}},
+		"names":    {testDriver, map[string]string{"file-name-certificate": "svid.pem", "file-name-key": "svid_key.pem", "file-name-ca": "bundle.pem"}, Attributes{Delivery: Delivery{Certificate: "svid.pem", Key: "svid_key.pem", CA: "bundle.pem"}}},
+		"other driver's name, predecessor's prefix": {"other.example", map[string]string{"wait": "false"}, Attributes{NoWait: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := validRequest()
+			for attribute, value := range c.given {
+				r.VolumeContext[testDriver+"/"+attribute] = value
+			}
+			v, err := validator{driverName: c.driver}.publish(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(c.want, v.Attributes); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	r := validRequest()
+	maps.Copy(r.VolumeContext, map[string]string{testDriver + "/wait": "true", "other.example/wait": "false"})
+	_, err := validator{driverName: "other.example"}.publish(r)
+	contains(t, err, "wait", `"true"`, `"false"`)
 }
 
 func TestTokenComesFromSecretsFirst(t *testing.T) {
@@ -254,6 +308,9 @@ func FuzzPublishRequest(f *testing.F) {
 		func(r *csipb.NodePublishVolumeRequest) { r.VolumeContext[keyTokens] = testTokenJSON },
 		func(r *csipb.NodePublishVolumeRequest) { r.Secrets = map[string]string{keyTokens: testTokenJSON} },
 		func(r *csipb.NodePublishVolumeRequest) { r.VolumeContext[testDriver+"/fs-group"] = "1000" },
+		func(r *csipb.NodePublishVolumeRequest) {
+			maps.Copy(r.VolumeContext, map[string]string{testDriver + "/delivery": "socket", testDriver + "/file-name-socket": "a.sock"})
+		},
 		func(r *csipb.NodePublishVolumeRequest) { r.VolumeId = "../x" },
 		func(r *csipb.NodePublishVolumeRequest) { r.VolumeCapability = nil },
 	} {
@@ -289,6 +346,15 @@ func FuzzPublishRequest(f *testing.F) {
 		}
 		if v.FSGroup != nil && (*v.FSGroup < 0 || *v.FSGroup > maxGID) {
 			t.Fatalf("group %d", *v.FSGroup)
+		}
+		d := v.Attributes.Delivery
+		for _, name := range []string{d.Certificate, d.Key, d.CA, d.Socket} {
+			if name != "" && (!IsFileName(name) || filepath.Base(name) != name) {
+				t.Fatalf("file name %q", name)
+			}
+		}
+		if d.NoFiles && d.NoSocket || v.Attributes.Duration < 0 || v.Attributes.RenewBefore < 0 {
+			t.Fatalf("attributes %+v", v.Attributes)
 		}
 		if !r.GetReadonly() {
 			t.Fatal("writable volume accepted")

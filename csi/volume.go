@@ -21,6 +21,8 @@ type Volume struct {
 	// FSGroup is the group that owns the files: the fs-group volume attribute, else the pod's fsGroup,
 	// else nil for root.
 	FSGroup *int64
+	// Attributes are the volume's other attributes.
+	Attributes Attributes
 	// Token is the pod's service-account token for the API server's own audience. It is the zero Token
 	// when kubelet sent none (the CSIDriver object has no tokenRequests).
 	Token Token

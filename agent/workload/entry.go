@@ -96,6 +96,13 @@ func (e *entry) next() (message, bool) {
 	return m, true
 }
 
+// busy reports whether there is mail that was not dealt with yet.
+func (e *entry) busy() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.draining
+}
+
 func (e *entry) handle(m message) {
 	switch event := m.event.(type) {
 	case Published:
@@ -105,6 +112,8 @@ func (e *entry) handle(m message) {
 	case Restored:
 		e.adopt(m)
 		e.current = m.svid
+	case Resumed:
+		e.adopt(m)
 	case Issued:
 		e.attempts--
 		e.candidate = m.svid
@@ -128,9 +137,8 @@ func (e *entry) handle(m message) {
 // admit takes a Publish call in, unless it contradicts what is there.
 func (e *entry) admit(m message) bool {
 	v := *m.volume
-	if e.machine.Phase() != Absent && v.Pod != e.volume.Pod {
-		m.answer <- fmt.Errorf("%w: volume %s belongs to pod %s/%s (%s), not to %s/%s (%s)", ErrInvalid, v.ID,
-			e.volume.Pod.Namespace, e.volume.Pod.Name, e.volume.Pod.UID, v.Pod.Namespace, v.Pod.Name, v.Pod.UID)
+	if err := e.contradiction(v); e.machine.Phase() != Absent && err != nil {
+		m.answer <- err
 		return false
 	}
 	if e.machine.Phase() == Absent {
@@ -142,6 +150,21 @@ func (e *entry) admit(m message) bool {
 	}
 	e.waiters = append(e.waiters, m.answer)
 	return true
+}
+
+// contradiction says in what v is another volume than the one published under its
+// ID. Kubelet never sends such a thing: a pod's volumes do not change.
+func (e *entry) contradiction(v Volume) error {
+	sameGroup := v.GID == e.volume.GID || v.GID != nil && e.volume.GID != nil && *v.GID == *e.volume.GID
+	switch {
+	case v.Pod != e.volume.Pod:
+		return fmt.Errorf("%w: volume %s belongs to pod %s/%s (%s), not to %s/%s (%s)", ErrInvalid, v.ID,
+			e.volume.Pod.Namespace, e.volume.Pod.Name, e.volume.Pod.UID, v.Pod.Namespace, v.Pod.Name, v.Pod.UID)
+	case v.Attributes != e.volume.Attributes || !sameGroup:
+		return fmt.Errorf("%w: volume %s of pod %s/%s is published with other attributes or another group; they cannot change while it is",
+			ErrInvalid, v.ID, v.Pod.Namespace, v.Pod.Name)
+	}
+	return nil
 }
 
 func (e *entry) adopt(m message) {
@@ -156,7 +179,7 @@ func (e *entry) step(event Event) {
 	for _, action := range e.machine.Step(time.Now(), event) {
 		switch a := action.(type) {
 		case Prepare:
-			e.step(Prepared{Err: e.prepare()})
+			e.step(Prepared{Err: e.prepare(), Jitter: jitter()})
 		case Request:
 			e.request(a.Attempt)
 		case Cancel:

@@ -21,6 +21,9 @@ type simulation struct {
 	now     time.Time
 	history []string
 
+	terms    Terms    // Of this life of the volume.
+	told     bool     // Kubelet heard that the volume is published, and will not ask again.
+	broken   string   // What a step did that it must not do.
 	prepared bool     // Storage and socket exist.
 	stored   *lease   // What the files show.
 	pushed   *lease   // What streams show.
@@ -30,9 +33,9 @@ type simulation struct {
 	timer    time.Time // Zero: none.
 	waiting  int       // Publish calls that have no answer.
 	bundle   int
-	// told is what was told of the stored lease, and whether the first issuance
+	// notices is what was told of the stored lease, and whether the first issuance
 	// was told in this life of the volume.
-	told      map[Notice]int
+	notices   map[Notice]int
 	announced int
 	restored  bool
 }
@@ -51,7 +54,7 @@ func TestRandomInterleavings(t *testing.T) {
 		seeds = 1_000
 	}
 	for seed := range seeds {
-		s := &simulation{random: rand.New(rand.NewPCG(uint64(seed), 1)), now: epoch, given: map[uint64]bool{}, told: map[Notice]int{}}
+		s := &simulation{random: rand.New(rand.NewPCG(uint64(seed), 1)), now: epoch, given: map[uint64]bool{}, notices: map[Notice]int{}}
 		for range 60 {
 			if broken := s.round(); broken != "" {
 				t.Fatalf("seed %d: %s\n%s", seed, broken, strings.Join(s.history, "\n"))
@@ -74,8 +77,7 @@ func (s *simulation) event() Event {
 	for {
 		switch s.random.IntN(12) {
 		case 0, 1:
-			s.waiting++
-			return Published{}
+			return s.publish()
 		case 2:
 			return Unpublished{}
 		case 3, 4, 5:
@@ -113,6 +115,19 @@ func (s *simulation) event() Event {
 	}
 }
 
+// publish is kubelet asking for the volume: at first on terms of its pod's
+// author, then on the same ones again.
+func (s *simulation) publish() Event {
+	if s.machine.Phase() == Absent {
+		s.terms = Terms{NoWait: s.random.IntN(2) == 0}
+		if s.random.IntN(2) == 0 {
+			s.terms.RenewBefore = time.Duration(s.random.IntN(120)) * time.Second
+		}
+	}
+	s.waiting++
+	return Published{s.terms}
+}
+
 // land takes one attempt out of the air, be it given up or not.
 func (s *simulation) land() uint64 {
 	i := s.random.IntN(len(s.inFlight))
@@ -126,14 +141,16 @@ func (s *simulation) restart() Event {
 	s.history = append(s.history, "-- restart --")
 	s.machine, s.inFlight, s.given = Machine{}, nil, map[uint64]bool{}
 	s.timer, s.pushed, s.waiting, s.offered = time.Time{}, nil, 0, nil
-	s.told, s.announced, s.restored = map[Notice]int{}, 0, s.stored != nil
-	if s.stored == nil {
-		s.prepared = false // Never published: its storage is removed at start.
-		s.waiting++
-		return Published{}
+	s.notices, s.announced, s.restored = map[Notice]int{}, 0, s.stored != nil
+	switch {
+	case s.stored == nil && s.prepared && s.terms.NoWait:
+		return Resumed{s.terms} // The storage says that it may be in use.
+	case s.stored == nil:
+		s.prepared, s.told = false, false // Never published: its storage is removed at start.
+		return s.publish()
 	}
 	s.stored.attempt = 0 // Attempts are numbered anew.
-	return Restored{NotBefore: s.stored.notBefore, NotAfter: s.stored.notAfter, Jitter: s.random.Float64()}
+	return Restored{Terms: s.terms, NotBefore: s.stored.notBefore, NotAfter: s.stored.notAfter, Jitter: s.random.Float64()}
 }
 
 func (s *simulation) step(event Event) {
@@ -143,10 +160,10 @@ func (s *simulation) step(event Event) {
 		switch a := action.(type) {
 		case Prepare:
 			s.prepared = s.prepared || s.random.IntN(10) != 0
-			if s.prepared {
+			if s.prepared && s.random.IntN(10) != 0 {
 				s.step(Prepared{})
 			} else {
-				s.step(Prepared{Err: errors.New("no mount")})
+				s.step(Prepared{Err: errors.New("no mount"), Jitter: s.random.Float64()})
 			}
 		case Request:
 			s.inFlight = append(s.inFlight, a.Attempt)
@@ -159,10 +176,20 @@ func (s *simulation) step(event Event) {
 		case Schedule:
 			s.timer = a.At
 		case Answer:
+			if a.Err == nil && s.waiting > 0 {
+				s.told = true
+				if s.stored == nil && !s.terms.NoWait {
+					s.broken = "a publish that waits was answered before there was an SVID"
+				}
+			}
 			s.waiting = 0
 		case Remove:
+			if _, wanted := event.(Unpublished); s.told && !wanted {
+				s.broken = "a volume that kubelet takes for published was removed"
+			}
+			s.told = false
 			s.prepared, s.stored, s.pushed, s.timer = false, nil, nil, time.Time{}
-			s.told, s.announced, s.restored = map[Notice]int{}, 0, false
+			s.notices, s.announced, s.restored = map[Notice]int{}, 0, false
 		case Notify:
 			s.notify(a)
 		}
@@ -186,7 +213,7 @@ func (s *simulation) store() {
 		panic("files went backwards")
 	}
 	if s.stored == nil || next.attempt != s.stored.attempt {
-		s.told = map[Notice]int{}
+		s.notices = map[Notice]int{}
 	}
 	copied := *next
 	copied.bundle = s.bundle
@@ -196,7 +223,7 @@ func (s *simulation) store() {
 
 // notify holds each notice to its meaning.
 func (s *simulation) notify(a Notify) {
-	s.told[a.Notice]++
+	s.notices[a.Notice]++
 	switch a.Notice {
 	case NoticeIssued:
 		s.announced++
@@ -208,14 +235,14 @@ func (s *simulation) notify(a Notify) {
 			panic("a failure is told without its reason")
 		}
 	case NoticeOverdue:
-		if s.told[NoticeOverdue] > 1 || s.told[NoticeExpired] > 0 || !s.now.Before(s.stored.notAfter) {
+		if s.notices[NoticeOverdue] > 1 || s.notices[NoticeExpired] > 0 || !s.now.Before(s.stored.notAfter) {
 			panic("overdue is told again or after the expiry")
 		}
-		if s.now.Before(s.stored.notBefore.Add(s.stored.notAfter.Sub(s.stored.notBefore) * 5 / 6)) {
+		if planned := renewAt(s.stored.notBefore, s.stored.notBefore, s.stored.notAfter, s.terms.RenewBefore, 0); s.now.Before(planned) {
 			panic("overdue is told too early")
 		}
 	case NoticeExpired:
-		if s.told[NoticeExpired] > 1 || s.now.Before(s.stored.notAfter) {
+		if s.notices[NoticeExpired] > 1 || s.now.Before(s.stored.notAfter) {
 			panic("expired is told again or too early")
 		}
 	}
@@ -229,7 +256,12 @@ func (s *simulation) check() string {
 			wanted++
 		}
 	}
+	if s.broken != "" {
+		return s.broken
+	}
 	switch phase := s.machine.Phase(); {
+	case phase == Pending && s.terms.NoWait && s.waiting > 0:
+		return "a publish waits although it must not"
 	case wanted > 1:
 		return "more than one request in flight"
 	case phase == Ready && s.stored == nil:
@@ -248,9 +280,9 @@ func (s *simulation) check() string {
 		return "the files hold an old bundle and nobody plans to change that"
 	case phase == Ready && !s.restored && s.announced != 1:
 		return "the first issuance was not told"
-	case phase == Ready && s.told[NoticeExpired] == 0 && (s.timer.IsZero() || s.timer.After(s.stored.notAfter)):
+	case phase == Ready && s.notices[NoticeExpired] == 0 && (s.timer.IsZero() || s.timer.After(s.stored.notAfter)):
 		return "nobody would tell of the expiry"
-	case phase == Ready && s.machine.Lateness() == OnTime && s.timer.After(s.stored.notAfter.Add(-time.Minute/12)) && s.stored.notAfter.After(s.now.Add(time.Minute/6)):
+	case phase == Ready && s.machine.Lateness() == OnTime && s.timer.After(s.machine.overdue) && s.machine.overdue.Before(s.stored.notAfter):
 		return "nobody would tell that the renewal is overdue"
 	case !s.timer.IsZero() && s.timer.Sub(s.now) > longestWait+time.Minute:
 		return "the next attempt is too far away"

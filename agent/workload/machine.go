@@ -37,10 +37,15 @@ func (p Phase) String() string {
 type Event interface{ event() }
 
 type (
-	// Published: kubelet asked for the volume.
-	Published struct{}
+	// Published: kubelet asked for the volume. The terms are those of the first
+	// time; they do not change while the volume is published.
+	Published struct{ Terms }
 	// Prepared answers Prepare.
-	Prepared struct{ Err error }
+	Prepared struct {
+		Err error
+		// Jitter in [0, 1) spreads the retry after an error.
+		Jitter float64
+	}
 	// Issued: attempt brought a certificate that passed verification.
 	Issued struct {
 		Attempt             uint64
@@ -72,9 +77,13 @@ type (
 	TokenRefreshed struct{}
 	// Restored: the volume was found with a valid SVID after a restart.
 	Restored struct {
+		Terms
 		NotBefore, NotAfter time.Time
 		Jitter              float64
 	}
+	// Resumed: the volume was found after a restart, published without waiting
+	// for an SVID and still without one.
+	Resumed struct{ Terms }
 	// Unpublished: kubelet wants the volume gone.
 	Unpublished struct{}
 )
@@ -88,7 +97,18 @@ func (Tick) event()           {}
 func (BundleChanged) event()  {}
 func (TokenRefreshed) event() {}
 func (Restored) event()       {}
+func (Resumed) event()        {}
 func (Unpublished) event()    {}
+
+// Terms are what the lifecycle of a volume depends on beside events. The zero
+// value is usual.
+type Terms struct {
+	// NoWait: Publish is answered as soon as the volume is prepared.
+	NoWait bool
+	// RenewBefore is how long before expiry an SVID is renewed; zero for a third
+	// of its lifetime.
+	RenewBefore time.Duration
+}
 
 // Action is something to be done for a volume, in the order given.
 type Action interface{ action() }
@@ -133,6 +153,13 @@ func (Notify) action()   {}
 // Absent. It is not safe for concurrent use; its Registry entry owns it.
 type Machine struct {
 	phase Phase
+	terms Terms
+	// promised says that kubelet was told that the volume is published although
+	// it may have no SVID yet. From then on only Unpublished takes it away: a
+	// container may be using it, and kubelet will not ask for it again.
+	promised bool
+	// unprepared says that the next attempt has to begin with Prepare.
+	unprepared bool
 	// attempt numbers requests, over the life of the Machine. inFlight says that
 	// the newest has not ended.
 	attempt  uint64
@@ -160,9 +187,9 @@ func (m *Machine) Phase() Phase { return m.phase }
 func (m *Machine) Step(now time.Time, event Event) []Action {
 	switch e := event.(type) {
 	case Published:
-		return m.published()
+		return m.published(e)
 	case Prepared:
-		return m.prepared(e)
+		return m.prepared(now, e)
 	case Issued:
 		return m.obtained(e)
 	case Failed:
@@ -177,29 +204,37 @@ func (m *Machine) Step(now time.Time, event Event) []Action {
 		return m.tokenRefreshed()
 	case Restored:
 		return m.restored(now, e)
+	case Resumed:
+		return m.resumed(e)
 	case Unpublished:
 		return m.unpublished()
 	}
 	return nil
 }
 
-func (m *Machine) published() []Action {
-	switch m.phase {
-	case Absent:
-		m.phase = Pending
+func (m *Machine) published(e Published) []Action {
+	switch {
+	case m.phase == Absent:
+		m.phase, m.terms = Pending, e.Terms
 		return []Action{Prepare{}}
-	case Ready:
+	case m.phase == Ready || m.promised:
 		return []Action{Answer{}}
 	}
 	return nil // Pending: the one that is under way answers both.
 }
 
-func (m *Machine) prepared(e Prepared) []Action {
-	if m.phase != Pending {
+func (m *Machine) prepared(now time.Time, e Prepared) []Action {
+	switch {
+	case m.phase != Pending:
 		return nil
-	}
-	if e.Err != nil {
+	case e.Err != nil && m.promised:
+		m.unprepared = true
+		return m.retry(now, e.Jitter)
+	case e.Err != nil:
 		return m.giveUp(e.Err)
+	case m.terms.NoWait:
+		m.unprepared, m.promised = false, true
+		return append([]Action{Answer{}}, m.request()...)
 	}
 	return m.request()
 }
@@ -236,7 +271,7 @@ func (m *Machine) stored(now time.Time, e Stored) []Action {
 	switch {
 	case m.phase == Absent:
 		return nil
-	case e.Err != nil && m.phase == Pending:
+	case e.Err != nil && m.phase == Pending && !m.promised:
 		return m.giveUp(e.Err)
 	case e.Err != nil && issued != nil:
 		return m.retry(now, e.Jitter)
@@ -251,9 +286,15 @@ func (m *Machine) stored(now time.Time, e Stored) []Action {
 	first := m.phase == Pending
 	m.phase = Ready
 	m.failures = 0
-	m.watchOver(now, issued.NotBefore, issued.NotAfter)
+	m.notAfter = issued.NotAfter
 	m.restore = time.Time{}
-	m.renew = renewAt(now, issued.NotBefore, issued.NotAfter, issued.Jitter)
+	m.renew = m.renewAt(now, issued.NotBefore, issued.NotAfter, issued.Jitter)
+	if soonest := now.Add(m.notAfter.Sub(now) / 10); m.renew.Before(soonest) {
+		// Issuers may date certificates back, or give less life than renewals are
+		// to begin before its end: no reason to ask without end.
+		m.renew = soonest
+	}
+	m.watchOver(m.renewAt(m.renew, issued.NotBefore, issued.NotAfter, 0))
 	actions := append(append([]Action{Push{}}, m.schedule()...), Answer{})
 	if first {
 		actions = append(actions, Notify{Notice: NoticeIssued})
@@ -266,8 +307,13 @@ func (m *Machine) failed(now time.Time, e Failed) []Action {
 		return nil
 	}
 	m.inFlight = false
-	if m.phase == Pending && e.Final {
+	switch {
+	case m.phase == Pending && e.Final && !m.promised:
 		return append(m.giveUp(e.Err), Notify{Notice: NoticeFailed, Err: e.Err})
+	case m.phase == Pending && e.Final:
+		m.failures++
+		m.renew = now.Add(refusedDelay(m.failures, e.Jitter))
+		return append(m.schedule(), m.tellFailure(e)...)
 	}
 	actions := m.retry(now, e.Jitter)
 	return append(actions, m.tellFailure(e)...)
@@ -303,7 +349,7 @@ func (m *Machine) tick(now time.Time) []Action {
 	}
 	actions := m.notices(now)
 	if reached(m.renew, now) && !m.inFlight {
-		actions = append(actions, m.request()...)
+		actions = append(actions, m.again()...)
 	}
 	again := reached(m.restore, now)
 	if again {
@@ -314,6 +360,15 @@ func (m *Machine) tick(now time.Time) []Action {
 		actions = append(actions, Store{})
 	}
 	return actions
+}
+
+// again begins the next attempt where the last one ended.
+func (m *Machine) again() []Action {
+	if m.unprepared {
+		m.renew = time.Time{}
+		return []Action{Prepare{}}
+	}
+	return m.request()
 }
 
 func reached(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
@@ -331,19 +386,29 @@ func (m *Machine) tokenRefreshed() []Action {
 	if m.phase == Absent || m.inFlight || m.failures == 0 {
 		return nil
 	}
-	return m.request()
+	return m.again()
 }
 
 func (m *Machine) restored(now time.Time, e Restored) []Action {
 	if m.phase != Absent {
 		return nil
 	}
-	m.phase = Ready
-	m.watchOver(now, e.NotBefore, e.NotAfter)
-	m.renew = renewAt(now, e.NotBefore, e.NotAfter, e.Jitter)
+	m.phase, m.terms = Ready, e.Terms
+	m.notAfter = e.NotAfter
+	m.renew = m.renewAt(now, e.NotBefore, e.NotAfter, e.Jitter)
+	m.watchOver(m.renewAt(now, e.NotBefore, e.NotAfter, 0))
 	// Files and socket are made anew from the state that survived: a crash may
 	// have come between the two.
 	return []Action{Prepare{}, Store{}}
+}
+
+func (m *Machine) resumed(e Resumed) []Action {
+	if m.phase != Absent {
+		return nil
+	}
+	m.phase, m.terms, m.promised = Pending, e.Terms, true
+	m.terms.NoWait = true
+	return []Action{Prepare{}}
 }
 
 func (m *Machine) unpublished() []Action {
@@ -355,15 +420,26 @@ func (m *Machine) unpublished() []Action {
 	return append(actions, Remove{}, Answer{Err: ErrUnpublished})
 }
 
-// renewAt is two thirds into the lifetime, less up to a tenth of the lifetime by
-// jitter, and never before now.
-func renewAt(now, notBefore, notAfter time.Time, jitter float64) time.Time {
+func (m *Machine) renewAt(now, notBefore, notAfter time.Time, jitter float64) time.Time {
+	return renewAt(now, notBefore, notAfter, m.terms.RenewBefore, jitter)
+}
+
+// renewAt is renewBefore before the end of the lifetime, less up to a tenth of
+// the time until then by jitter. Without renewBefore, or when the lifetime is
+// hardly longer than that, it is two thirds into the lifetime, less up to a tenth
+// of the lifetime. It is never before now.
+func renewAt(now, notBefore, notAfter time.Time, renewBefore time.Duration, jitter float64) time.Time {
 	lifetime := notAfter.Sub(notBefore)
-	at := notBefore.Add(lifetime * 2 / 3).Add(-time.Duration(jitter * float64(lifetime) / 10))
-	if at.Before(now) {
+	at, spread := lifetime*2/3, lifetime/10
+	if renewBefore > 0 && renewBefore <= lifetime/10*9 {
+		at = lifetime - renewBefore
+		spread = at / 10
+	}
+	planned := notBefore.Add(at - time.Duration(jitter*float64(spread)))
+	if planned.Before(now) {
 		return now
 	}
-	return at
+	return planned
 }
 
 const (
@@ -372,13 +448,25 @@ const (
 	// urgentWait caps the wait when little or nothing of the lifetime is left,
 	// so that a recovered issuer is noticed within seconds.
 	urgentWait = 5 * time.Second
+	// refusedWait caps the wait of a volume that never had an SVID after it was
+	// refused one. It is kubelet's own pace with a mount that fails.
+	refusedWait = 2 * time.Minute
 )
+
+// refusedDelay doubles with each failure. Up to a fifth of the delay is taken off
+// by jitter.
+func refusedDelay(failures int, jitter float64) time.Duration {
+	return backoff(failures, refusedWait, jitter)
+}
 
 // retryDelay doubles with each failure, up to an eighth of the remaining life:
 // an SVID gets at least a handful of tries before it expires, however short it
 // lives. Up to a fifth of the delay is taken off by jitter.
 func retryDelay(failures int, remaining time.Duration, jitter float64) time.Duration {
-	limit := min(max(remaining/8, urgentWait), longestWait)
+	return backoff(failures, min(max(remaining/8, urgentWait), longestWait), jitter)
+}
+
+func backoff(failures int, limit time.Duration, jitter float64) time.Duration {
 	delay := limit
 	if failures < 10 {
 		delay = min(firstRetry<<(failures-1), limit)

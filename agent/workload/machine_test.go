@@ -100,11 +100,18 @@ func parseEvent(t *testing.T, words []string) (time.Time, Event) {
 		notBefore = now.Add(-duration(t, age))
 		notAfter = notBefore.Add(duration(t, args["life"]))
 	}
+	terms := Terms{}
+	_, terms.NoWait = args["nowait"]
+	if before, ok := args["renew-before"]; ok {
+		terms.RenewBefore = duration(t, before)
+	}
 	switch words[1] {
 	case "published":
-		return now, Published{}
+		return now, Published{terms}
+	case "resumed":
+		return now, Resumed{terms}
 	case "prepared":
-		return now, Prepared{Err: err}
+		return now, Prepared{Err: err, Jitter: jitter}
 	case "issued":
 		return now, Issued{Attempt: attempt, NotBefore: notBefore, NotAfter: notAfter, Jitter: jitter}
 	case "failed":
@@ -118,7 +125,7 @@ func parseEvent(t *testing.T, words []string) (time.Time, Event) {
 	case "token-refreshed":
 		return now, TokenRefreshed{}
 	case "restored":
-		return now, Restored{NotBefore: notBefore, NotAfter: notAfter, Jitter: jitter}
+		return now, Restored{Terms: terms, NotBefore: notBefore, NotAfter: notAfter, Jitter: jitter}
 	case "unpublished":
 		return now, Unpublished{}
 	}
@@ -184,6 +191,38 @@ func TestRetryDelay(t *testing.T) {
 	} {
 		if got := retryDelay(tt.failures, tt.remaining, tt.jitter); got != tt.want {
 			t.Errorf("retryDelay(%d, %s, %v) = %s, want %s", tt.failures, tt.remaining, tt.jitter, got, tt.want)
+		}
+	}
+}
+
+func TestRenewAt(t *testing.T) {
+	for _, tt := range []struct {
+		age, lifetime, renewBefore time.Duration
+		jitter                     float64
+		want                       time.Duration // After issuance.
+	}{
+		{0, time.Hour, 0, 0, 40 * time.Minute},
+		{0, time.Hour, 0, 1, 34 * time.Minute},
+		{0, time.Hour, 10 * time.Minute, 0, 50 * time.Minute},
+		{0, time.Hour, 10 * time.Minute, 1, 45 * time.Minute},
+		{0, time.Hour, 54 * time.Minute, 1, 6*time.Minute - 36*time.Second},
+		// The issuer gave less than was asked for: as if nothing had been said.
+		{0, 10 * time.Minute, 10 * time.Minute, 0, 400 * time.Second},
+		{0, 10 * time.Minute, time.Hour, 0, 400 * time.Second},
+		// Overdue.
+		{55 * time.Minute, time.Hour, 10 * time.Minute, 0, 55 * time.Minute},
+	} {
+		now := epoch.Add(tt.age)
+		if got := renewAt(now, epoch, epoch.Add(tt.lifetime), tt.renewBefore, tt.jitter).Sub(epoch); got != tt.want {
+			t.Errorf("age %s, lifetime %s, renew-before %s, jitter %v: %s, want %s", tt.age, tt.lifetime, tt.renewBefore, tt.jitter, got, tt.want)
+		}
+	}
+}
+
+func TestRefusedDelay(t *testing.T) {
+	for failures, want := range map[int]time.Duration{1: time.Second, 7: 64 * time.Second, 8: 2 * time.Minute, 1 << 40: 2 * time.Minute} {
+		if got := refusedDelay(failures, 0); got != want {
+			t.Errorf("refusedDelay(%d) = %s, want %s", failures, got, want)
 		}
 	}
 }

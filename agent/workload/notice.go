@@ -25,8 +25,8 @@ const (
 	// brought nothing. Attempts that merely found nobody to decide are tried
 	// again quietly at first.
 	NoticeFailed
-	// NoticeOverdue: five sixths of the life are over and the renewal, planned
-	// for two thirds, has not succeeded. Told once per SVID.
+	// NoticeOverdue: half of the time from the planned renewal to the expiry is
+	// over and the renewal has not succeeded. Told once per SVID.
 	NoticeOverdue
 	// NoticeExpired: the SVID in use has expired. Told once per SVID.
 	NoticeExpired
@@ -88,25 +88,16 @@ const (
 // that is worth telling: some seconds' worth.
 const quietFailures = 2
 
-// overdueAt is five sixths into the lifetime: half of the time between the planned
-// renewal and the expiry is then used up. An SVID that was come by late in its
-// life, by a restart for instance, gets half of what is left.
-func overdueAt(now, notBefore, notAfter time.Time) time.Time {
-	at := notBefore.Add(notAfter.Sub(notBefore) * 5 / 6)
-	if fair := now.Add(notAfter.Sub(now) / 2); fair.After(at) {
-		return fair
-	}
-	return at
-}
-
 // Lateness tells how the volume stands with its renewal, as far as was told.
 func (m *Machine) Lateness() Lateness { return m.late }
 
-// watchOver begins the watch over an SVID.
-func (m *Machine) watchOver(now, notBefore, notAfter time.Time) {
-	m.notAfter = notAfter
+// watchOver begins the watch over an SVID whose renewal should have begun by
+// planned. It is overdue when half of the time from then to the expiry is used
+// up: at five sixths of the life where the renewal comes at two thirds. notAfter
+// is set.
+func (m *Machine) watchOver(planned time.Time) {
 	m.late = OnTime
-	m.overdue = overdueAt(now, notBefore, notAfter)
+	m.overdue = planned.Add(m.notAfter.Sub(planned) / 2)
 }
 
 // alarm is when there will be something to tell if nothing changes; zero if never.

@@ -76,7 +76,7 @@ func (w *world) wantMetrics(t *testing.T, want string) {
 	}
 }
 
-const standingMetrics = `# HELP signet_agent_renewals_overdue Volumes whose SVID is past five sixths of its life without a renewal, expired ones included.
+const standingMetrics = `# HELP signet_agent_renewals_overdue Volumes whose SVID is not renewed although half of the time from the planned renewal to its expiry is over, expired ones included.
 # TYPE signet_agent_renewals_overdue gauge
 signet_agent_renewals_overdue %d
 %s# HELP signet_agent_svids_expired Volumes whose SVID has expired.

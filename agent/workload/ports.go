@@ -35,6 +35,31 @@ type Volume struct {
 	GID *int64
 	// Token is the pod's service account token, if kubelet sent one.
 	Token issue.Token
+	// Attributes are what the pod's author chose for the volume.
+	Attributes Attributes
+}
+
+// Attributes are a volume's deviations from the agent's settings; zero values
+// deviate in nothing. They are comparable.
+type Attributes struct {
+	// NoWait: Publish returns once the volume is prepared.
+	NoWait bool
+	// KeyType of the SVID, Duration asked for, RenewBefore its end.
+	KeyType               pki.KeyType
+	Duration, RenewBefore time.Duration
+	// Delivery is Volumes' business and not looked at here.
+	Delivery Delivery
+}
+
+// Delivery says what a volume shows, and under which names; empty names are the
+// agent's own. NoFiles and NoSocket are never both set.
+type Delivery struct {
+	NoFiles, NoSocket            bool
+	Certificate, Key, CA, Socket string
+}
+
+func (v Volume) terms() Terms {
+	return Terms{NoWait: v.Attributes.NoWait, RenewBefore: v.Attributes.RenewBefore}
 }
 
 // SVID is an X509-SVID with its key. It is immutable. It prints without the key
@@ -61,7 +86,8 @@ type Content struct {
 // in order; calls for different volumes come at the same time.
 type Volumes interface {
 	// Prepare makes the storage and listens on the socket, where streams are
-	// held until Push. Idempotent.
+	// held until Push. A volume with NoWait is found again after a restart from
+	// then on, even without an SVID. Idempotent.
 	Prepare(v Volume) error
 	// Store writes files and state so that either all of c is seen or nothing.
 	Store(v Volume, c Content) error

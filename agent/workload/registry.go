@@ -4,6 +4,7 @@
 package workload
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,9 +26,13 @@ type Options struct {
 	Volumes Volumes
 	// ID computes the SPIFFE ID of a pod.
 	ID func(issue.Pod) (spiffeid.ID, error)
-	// KeyType of every SVID, Duration asked for.
+	// KeyType of SVIDs, Duration asked for, where a volume's attributes do not
+	// say otherwise.
 	KeyType  pki.KeyType
 	Duration time.Duration
+	// MinDuration and MaxDuration bound what a volume may have chosen; zero for no
+	// bound. They need not be what they were when it was published.
+	MinDuration, MaxDuration time.Duration
 	// PublishTimeout is how long one Publish call waits for an SVID. It should
 	// be shorter than kubelet's own limit of two minutes, so that kubelet hears
 	// what was waited for.
@@ -96,8 +101,9 @@ func (r *Registry) all() []*entry {
 	return entries
 }
 
-// Publish returns when v has an SVID in its files and on its socket. For a volume
-// that has one it returns at once and takes over a fresh token, if there is one.
+// Publish returns when v has an SVID in its files and on its socket; with NoWait,
+// when it is prepared. For a volume that has come so far it returns at once and
+// takes over a fresh token, if there is one.
 //
 // Errors: ErrPending after PublishTimeout (the attempt goes on and the next call
 // joins it), ErrUnpublished, ErrInvalid when v contradicts what is published
@@ -110,7 +116,7 @@ func (r *Registry) Publish(ctx context.Context, v Volume) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, r.PublishTimeout, ErrPending)
 	defer cancel()
 	answer := make(chan error, 1)
-	e := r.post(v.ID, message{event: Published{}, volume: &v, id: id, answer: answer})
+	e := r.post(v.ID, message{event: Published{v.terms()}, volume: &v, id: id, answer: answer})
 	select {
 	case err := <-answer:
 		return err
@@ -134,9 +140,34 @@ func (r *Registry) Unpublish(ctx context.Context, volumeID string) error {
 	}
 }
 
+// Holds reports whether the volume is published or about to be.
+func (r *Registry) Holds(volumeID string) bool {
+	r.mu.Lock()
+	e, ok := r.entries[volumeID]
+	r.mu.Unlock()
+	if !ok {
+		return false
+	}
+	known := e.standing.Load()
+	return known != nil && known.phase != Absent || e.busy()
+}
+
 // Restore takes up a volume whose SVID survived a restart. Call it before Run.
 func (r *Registry) Restore(v Volume, svid *SVID) {
-	r.post(v.ID, message{event: Restored{NotBefore: svid.NotBefore(), NotAfter: svid.NotAfter(), Jitter: jitter()}, volume: &v, id: svid.ID, svid: svid})
+	r.post(v.ID, message{event: Restored{
+		Terms: v.terms(), NotBefore: svid.NotBefore(), NotAfter: svid.NotAfter(), Jitter: jitter(),
+	}, volume: &v, id: svid.ID, svid: svid})
+}
+
+// Resume takes up a volume with NoWait that survived a restart before it had an
+// SVID. Call it before Run. The only error is a pod that can have no SPIFFE ID.
+func (r *Registry) Resume(v Volume) error {
+	id, err := r.ID(v.Pod)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	r.post(v.ID, message{event: Resumed{v.terms()}, volume: &v, id: id})
+	return nil
 }
 
 // post finds or makes the volume's entry and leaves the message there. Holding
@@ -175,7 +206,7 @@ func (r *Registry) forget(e *entry) bool {
 // obtain makes a key and has an SVID issued and verified. finish, if not nil,
 // must be called when the result was stored or refused.
 func (r *Registry) obtain(ctx context.Context, v Volume, id spiffeid.ID, progress func(string)) (svid *SVID, finish func(context.Context), err error) {
-	key, err := pki.GenerateKey(r.KeyType)
+	key, err := pki.GenerateKey(cmp.Or(v.Attributes.KeyType, r.KeyType))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -184,7 +215,7 @@ func (r *Registry) obtain(ctx context.Context, v Volume, id spiffeid.ID, progres
 		return nil, nil, err
 	}
 	issued, err := r.Issuer.Issue(ctx, issue.IssueRequest{
-		Volume: v.ID, Pod: v.Pod, ID: id, CSR: csr, Duration: r.Duration, Token: v.Token, Progress: progress,
+		Volume: v.ID, Pod: v.Pod, ID: id, CSR: csr, Duration: r.duration(v.Attributes), Token: v.Token, Progress: progress,
 	})
 	if err != nil {
 		return nil, nil, err
@@ -194,6 +225,18 @@ func (r *Registry) obtain(ctx context.Context, v Volume, id spiffeid.ID, progres
 		return nil, issued.Done, fmt.Errorf("CertificateRequest %s: %w", issued.Request, err)
 	}
 	return svid, issued.Done, nil
+}
+
+// duration is the lifetime to ask for.
+func (r *Registry) duration(a Attributes) time.Duration {
+	if a.Duration == 0 {
+		return r.Duration
+	}
+	d := max(a.Duration, r.MinDuration)
+	if r.MaxDuration > 0 {
+		d = min(d, r.MaxDuration)
+	}
+	return d
 }
 
 // accept verifies what the issuer returned. Where the bundle is learned from the

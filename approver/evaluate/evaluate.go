@@ -4,6 +4,7 @@
 package evaluate
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -25,7 +26,7 @@ type Rule string
 // The rules for requests that carry the identity annotation.
 const (
 	RuleIssuer      Rule = "issuer"              // spec.issuerRef is one of the policy's
-	RuleDuration    Rule = "duration"            // spec.duration is exactly the policy's
+	RuleDuration    Rule = "duration"            // spec.duration is the policy's, or within its range
 	RuleCA          Rule = "ca"                  // spec.isCA is false
 	RuleUsages      Rule = "usages"              // spec.usages are exactly request.Usages
 	RuleOwner       Rule = "owner-reference"     // exactly one owner, a Pod
@@ -109,8 +110,10 @@ type Policy struct {
 	// TrustDomain and Template give every pod its one SPIFFE ID.
 	TrustDomain spiffeid.TrustDomain
 	Template    identity.Template
-	// Duration is the only lifetime that may be asked for.
-	Duration time.Duration
+	// Duration is the only lifetime that may be asked for, unless MinDuration or
+	// MaxDuration widen that to a range, which holds it. Zero does not widen.
+	Duration                 time.Duration
+	MinDuration, MaxDuration time.Duration
 	// KeyTypes lists the allowed keys.
 	KeyTypes []pki.KeyType
 	// AgentUsername is the full user name of the agent's service account. With it
@@ -132,12 +135,25 @@ func (p Policy) Validate() error {
 		return errors.New("the trust domain is empty")
 	case p.Duration <= 0:
 		return fmt.Errorf("the certificate duration is %s, it must be positive", p.Duration)
+	case !p.rangeHoldsDuration():
+		shortest, longest := p.durations()
+		return fmt.Errorf("the certificate duration %s is not within the allowed range, from %s to %s", p.Duration, shortest, longest)
 	case len(p.KeyTypes) == 0:
 		return errors.New("no key type is allowed")
 	case p.AgentUsername == "" && !p.AllowPod:
 		return errors.New("nobody may request: neither the agent's service account nor pods")
 	}
 	return nil
+}
+
+// durations are the shortest and the longest lifetime that may be asked for.
+func (p Policy) durations() (shortest, longest time.Duration) {
+	return cmp.Or(p.MinDuration, p.Duration), cmp.Or(p.MaxDuration, p.Duration)
+}
+
+func (p Policy) rangeHoldsDuration() bool {
+	shortest, longest := p.durations()
+	return 0 < shortest && shortest <= p.Duration && p.Duration <= longest
 }
 
 // PodRef names a pod.

@@ -736,6 +736,43 @@ func TestIncompletePolicyDenies(t *testing.T) {
 	}
 }
 
+func TestDurationRange(t *testing.T) {
+	for _, c := range []struct {
+		min, max, asked time.Duration
+		allowed         bool
+		says            string
+	}{
+		{0, 0, time.Hour, true, ""},
+		{0, 0, time.Hour - 1, false, "exactly 1h0m0s"},
+		{30 * time.Minute, 0, 30 * time.Minute, true, ""},
+		{30 * time.Minute, 0, 30*time.Minute - 1, false, "from 30m0s to 1h0m0s"},
+		{30 * time.Minute, 0, time.Hour + 1, false, "from 30m0s to 1h0m0s"},
+		{0, 2 * time.Hour, 2 * time.Hour, true, ""},
+		{0, 2 * time.Hour, 2*time.Hour + 1, false, "from 1h0m0s to 2h0m0s"},
+		{0, 2 * time.Hour, 30 * time.Minute, false, "asked for 30m0s"},
+		{time.Minute, 2 * time.Hour, 0, false, "from 1m0s to 2h0m0s"},
+		{time.Minute, 2 * time.Hour, -time.Hour, false, ""},
+	} {
+		p, cr := policy(t), valid(t)
+		p.MinDuration, p.MaxDuration = c.min, c.max
+		if err := p.Validate(); err != nil {
+			t.Error(err)
+		}
+		cr.Spec.Duration.Duration = c.asked
+		v := Evaluate(Request{cr}, Facts{Now: testNow}, p)
+		if c.allowed {
+			if v.Decision != NeedPod {
+				t.Errorf("%+v: %+v, want it to pass", c, v)
+			}
+			continue
+		}
+		wantDenied(t, v, RuleDuration, c.says)
+	}
+	p, cr := policy(t), valid(t)
+	p.MinDuration, p.MaxDuration, cr.Spec.Duration = time.Minute, 2*time.Hour, nil
+	wantDenied(t, Evaluate(Request{cr}, Facts{Now: testNow}, p), RuleDuration, "no duration", "from 1m0s to 2h0m0s")
+}
+
 func TestPolicyValidate(t *testing.T) {
 	if err := policy(t).Validate(); err != nil {
 		t.Fatal(err)
@@ -744,6 +781,9 @@ func TestPolicyValidate(t *testing.T) {
 		"driver":       func(p *Policy) { p.Driver = "" },
 		"trust domain": func(p *Policy) { p.TrustDomain = spiffeid.TrustDomain{} },
 		"duration":     func(p *Policy) { p.Duration = -1 },
+		"from 2h":      func(p *Policy) { p.MinDuration = 2 * time.Hour },
+		"to 1m":        func(p *Policy) { p.MaxDuration = time.Minute },
+		"from -1h":     func(p *Policy) { p.MinDuration = -time.Hour },
 		"key type":     func(p *Policy) { p.KeyTypes = nil },
 		"nobody":       func(p *Policy) { p.AgentUsername = "" },
 	} {

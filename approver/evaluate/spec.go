@@ -29,8 +29,8 @@ func checkAsked(cr *cmapi.CertificateRequest, p Policy) *denial {
 	if !allowedIssuer(cr.Spec.IssuerRef, p.Issuers) {
 		return deny(RuleIssuer, "asked for %s, allowed is %s", issuerString(cr.Spec.IssuerRef), issuersString(p.Issuers))
 	}
-	if cr.Spec.Duration == nil || cr.Spec.Duration.Duration != p.Duration {
-		return deny(RuleDuration, "asked for %s, allowed is exactly %s", durationString(cr.Spec.Duration), p.Duration)
+	if d := checkDuration(cr.Spec.Duration, p); d != nil {
+		return d
 	}
 	if cr.Spec.IsCA {
 		return deny(RuleCA, "asked for a CA certificate (spec.isCA), an SVID is never one (X509-SVID §4.1)")
@@ -39,6 +39,19 @@ func checkAsked(cr *cmapi.CertificateRequest, p Policy) *denial {
 		return deny(RuleUsages, "asked for %s, allowed is exactly %s", usagesString(cr.Spec.Usages), usagesString(request.Usages()))
 	}
 	return nil
+}
+
+// checkDuration: what is asked for, not what the issuer would make of nothing,
+// lies within the policy's range.
+func checkDuration(asked *metav1.Duration, p Policy) *denial {
+	shortest, longest := p.durations()
+	switch {
+	case asked != nil && asked.Duration > 0 && shortest <= asked.Duration && asked.Duration <= longest:
+		return nil
+	case shortest == longest:
+		return deny(RuleDuration, "asked for %s, allowed is exactly %s", durationString(asked), shortest)
+	}
+	return deny(RuleDuration, "asked for %s, allowed is from %s to %s", durationString(asked), shortest, longest)
 }
 
 // ownerPod returns the one owner of cr, which must be a pod. Its namespace is

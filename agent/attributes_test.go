@@ -1,0 +1,313 @@
+// Copyright The Signet Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	csipb "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/signet-spiffe/signet/agent/issue"
+	"github.com/signet-spiffe/signet/agent/workload"
+	"github.com/signet-spiffe/signet/csi"
+	"github.com/signet-spiffe/signet/internal/pki"
+)
+
+func TestLimits(t *testing.T) {
+	exact := testLimits
+	exact.durations = durationRange{time.Hour, time.Hour}
+	for name, c := range map[string]struct {
+		limits limits
+		chosen workload.Attributes
+		says   []string // Nil: allowed.
+	}{
+		"nothing":                   {testLimits, workload.Attributes{}, nil},
+		"shortest":                  {testLimits, workload.Attributes{Duration: 30 * time.Minute}, nil},
+		"longest":                   {testLimits, workload.Attributes{Duration: 2 * time.Hour}, nil},
+		"too short":                 {testLimits, workload.Attributes{Duration: 30*time.Minute - 1}, []string{"test.driver/duration]", "29m59.999999999s", "from 30m0s to 2h0m0s", "--certificate-request-duration-min"}},
+		"too long":                  {testLimits, workload.Attributes{Duration: 2*time.Hour + 1}, []string{"test.driver/duration]"}},
+		"exactly":                   {exact, workload.Attributes{Duration: time.Hour}, nil},
+		"not exactly":               {exact, workload.Attributes{Duration: 2 * time.Hour}, []string{"test.driver/duration]", "exactly 1h0m0s"}},
+		"renew-before":              {testLimits, workload.Attributes{RenewBefore: 54 * time.Minute}, nil},
+		"renew-before too long":     {testLimits, workload.Attributes{RenewBefore: 54*time.Minute + 1}, []string{"test.driver/renew-before]", "from 10s to 54m0s", "duration of 1h0m0s"}},
+		"renew-before of its own":   {testLimits, workload.Attributes{Duration: 2 * time.Hour, RenewBefore: 100 * time.Minute}, nil},
+		"renew-before too short":    {testLimits, workload.Attributes{RenewBefore: 9 * time.Second}, []string{"test.driver/renew-before]", "from 10s"}},
+		"names":                     {testLimits, workload.Attributes{Delivery: workload.Delivery{Certificate: "a", Key: "b", CA: "c", Socket: "d"}}, nil},
+		"names exchanged":           {testLimits, workload.Attributes{Delivery: workload.Delivery{Certificate: "tls.key", Key: "tls.crt"}}, nil},
+		"name of the agent's":       {testLimits, workload.Attributes{Delivery: workload.Delivery{Certificate: "tls.key"}}, []string{"test.driver/file-name-certificate]", `"tls.key"`}},
+		"two equal names":           {testLimits, workload.Attributes{Delivery: workload.Delivery{CA: "x", Socket: "x"}}, []string{"test.driver/file-name-", `"x"`}},
+		"name of what is not shown": {testLimits, workload.Attributes{Delivery: workload.Delivery{NoSocket: true, Key: "spiffe.sock"}}, nil},
+		"name of an unshown file":   {testLimits, workload.Attributes{Delivery: workload.Delivery{NoFiles: true, Socket: "tls.key"}}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := c.limits.check(c.chosen)
+			if c.says == nil {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if !errors.Is(err, csi.ErrInvalid) {
+				t.Fatalf("%v, want csi.ErrInvalid", err)
+			}
+			for _, words := range c.says {
+				if !strings.Contains(err.Error(), words) {
+					t.Errorf("%q does not say %q", err, words)
+				}
+			}
+		})
+	}
+}
+
+var everyAttribute = workload.Attributes{
+	NoWait: true, KeyType: pki.Ed25519, Duration: 90 * time.Minute, RenewBefore: 10 * time.Minute,
+	Delivery: workload.Delivery{NoFiles: true, Certificate: "a", Key: "b", CA: "c", Socket: "d"},
+}
+
+func TestStateKeepsAttributes(t *testing.T) {
+	v := workload.Volume{ID: "v", Pod: pod, Attributes: everyAttribute}
+	c := content(t)
+	key, err := c.SVID.Key.MarshalPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued, err := marshalState(v, c, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unissued, err := marshalUnissued(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{"issued": issued, "unissued": unissued} {
+		r, err := unmarshalState(b)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if r.volume != v {
+			t.Errorf("%s: volume %+v, want %+v", name, r.volume, v)
+		}
+		if (r.svid == nil) != (name == "unissued") {
+			t.Errorf("%s: SVID %v", name, r.svid)
+		}
+		// An agent that knows nothing of attributes must leave the volume alone.
+		if !strings.Contains(string(b), `"version":2`) {
+			t.Errorf("%s: an older agent would take up %s", name, b[:40])
+		}
+	}
+}
+
+// The state that the first release wrote.
+func TestStateOfTheFirstFormatIsRead(t *testing.T) {
+	var fields map[string]any
+	if err := json.Unmarshal(encoded(t, content(t)), &fields); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for name := range fields {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	if got, want := strings.Join(names, " "), "bundle chain gid key pod spiffe_id version volume"; got != want || fields["version"] != 1.0 {
+		t.Errorf("a volume without attributes is stored as version %v with %s, want version 1 with %s", fields["version"], got, want)
+	}
+}
+
+func TestStateWithImpossibleAttributesIsRefused(t *testing.T) {
+	for name, change := range map[string]func(a *attributes){
+		"key type":     func(a *attributes) { a.KeyType = "RSA-1" },
+		"duration":     func(a *attributes) { a.Duration = -1 },
+		"renew before": func(a *attributes) { a.RenewBefore = -1 },
+		"delivery":     func(a *attributes) { a.NoFiles, a.NoSocket = true, true },
+		"file name":    func(a *attributes) { a.Key = "../x" },
+		// Without SVID only a volume that does not wait is ever stored.
+		"unissued, but waits": func(a *attributes) { a.NoWait = false },
+	} {
+		s := stateOf(workload.Volume{ID: "v", Pod: pod, Attributes: everyAttribute})
+		s.Unissued = true
+		change(s.Attributes)
+		b, err := s.marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := unmarshalState(b); err == nil {
+			t.Errorf("%s: taken as %+v", name, r.volume)
+		}
+	}
+}
+
+// publishWith publishes volume v with attributes.
+func (n *node) publishWith(a *agent, attributes map[string]string) error {
+	n.t.Helper()
+	r := n.publishRequest()
+	for name, value := range attributes {
+		r.VolumeContext["test.driver/"+name] = value
+	}
+	_, err := a.NodePublishVolume(n.t.Context(), r)
+	return err
+}
+
+func (n *node) unpublish(a *agent) {
+	n.t.Helper()
+	if _, err := a.NodeUnpublishVolume(n.t.Context(), &csipb.NodeUnpublishVolumeRequest{VolumeId: "v", TargetPath: n.target("v", "mount")}); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// shown lists what a pod sees, in all depth, and fails on a key that is in it.
+func (n *node) shown(keyAllowed bool) []string {
+	n.t.Helper()
+	var names []string
+	root := n.target("v", "mount")
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || path == root {
+			return err
+		}
+		if !strings.Contains(path, "/..") {
+			names = append(names, d.Name())
+		}
+		if d.Type().IsRegular() {
+			content, err := os.ReadFile(path)
+			if strings.Contains(string(content), "PRIVATE KEY") && !keyAllowed {
+				n.t.Errorf("%s is a key", path)
+			}
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return names
+}
+
+func TestDelivery(t *testing.T) {
+	for name, c := range map[string]struct {
+		attributes map[string]string
+		want       []string
+	}{
+		"both":   {map[string]string{"delivery": "both"}, []string{"ca.crt", "spiffe.sock", "tls.crt", "tls.key"}},
+		"socket": {map[string]string{"delivery": "socket"}, []string{"spiffe.sock"}},
+		"files":  {map[string]string{"delivery": "files"}, []string{"ca.crt", "tls.crt", "tls.key"}},
+		"names": {map[string]string{"file-name-certificate": "svid.pem", "file-name-key": "svid_key.pem", "file-name-ca": "bundle.pem", "file-name-socket": "api.sock"},
+			[]string{"api.sock", "bundle.pem", "svid.pem", "svid_key.pem"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			a := n.start()
+			if err := n.publishWith(a, c.attributes); err != nil {
+				t.Fatal(err)
+			}
+			for life := range 2 {
+				if got := n.shown(c.attributes["delivery"] != "socket"); !slices.Equal(got, c.want) {
+					t.Errorf("agent %d shows %q, want %q", life, got, c.want)
+				}
+				if slices.Contains(c.want, "spiffe.sock") {
+					if id, _ := n.fromSocket(); id != cartID.String() {
+						t.Errorf("agent %d: the socket says %s", life, id)
+					}
+				}
+				if slices.Contains(c.want, "tls.key") {
+					n.serial()
+				}
+				a.kill()
+				a = n.start()
+				// Kubelet's republish comes after what the agent found at its start.
+				if err := n.publishWith(a, c.attributes); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := n.issued.Load(); got != 1 {
+				t.Errorf("%d issuances, want 1", got)
+			}
+			n.unpublish(a)
+			a.kill()
+			n.wantNothingLeft()
+		})
+	}
+}
+
+// gatedIssuer denies until it is opened.
+type gatedIssuer struct {
+	issue.Issuer
+	open chan struct{}
+}
+
+func (g gatedIssuer) Issue(ctx context.Context, r issue.IssueRequest) (issue.Issued, error) {
+	select {
+	case <-g.open:
+		return g.Issuer.Issue(ctx, r)
+	default:
+		return issue.Issued{}, fmt.Errorf("%w: not yet", issue.ErrDenied)
+	}
+}
+
+// With wait=false the mount is there at once, with a socket that answers as soon
+// as there is something to say: through a denial and an agent that is replaced.
+func TestNoWait(t *testing.T) {
+	n := newNode(t)
+	gate := gatedIssuer{n.issuer, make(chan struct{})}
+	n.issuer = gate
+	a := n.start()
+	if err := n.publishWith(a, map[string]string{"wait": "false"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.shown(false); !slices.Equal(got, []string{"spiffe.sock"}) {
+		t.Errorf("before the SVID the volume shows %q", got)
+	}
+	conn, err := net.Dial("unix", n.shortSocket())
+	if err != nil {
+		t.Fatalf("before the SVID the socket is not listened on: %v", err)
+	}
+	_ = conn.Close()
+	a.kill()
+	a = n.start()
+	close(gate.open)
+	_, serial := n.fromSocket() // Tries until somebody listens, and is held until there is an SVID.
+	if got := n.serial(); got != serial {
+		t.Errorf("files: %s, socket: %s", got, serial)
+	}
+	n.unpublish(a)
+	a.kill()
+	n.wantNothingLeft()
+}
+
+// What may be chosen changes while a volume is published: it is kept, and a
+// republish with a token is taken. A new volume is refused.
+func TestLimitsChangeUnderAPublishedVolume(t *testing.T) {
+	n := newNode(t)
+	a := n.start()
+	chosen := map[string]string{"duration": "2h"}
+	if err := n.publishWith(a, chosen); err != nil {
+		t.Fatal(err)
+	}
+	a.kill()
+	n.limits.durations = durationRange{time.Hour, time.Hour}
+	a = n.start()
+	err := workloads{a.registry, n.limits}.Publish(t.Context(), csi.Volume{
+		ID: "v", Pod: csi.Pod(pod), Attributes: csi.Attributes{Duration: 2 * time.Hour}, Token: csi.NewToken("t", time.Time{}),
+	})
+	if err != nil {
+		t.Errorf("republish: %v", err)
+	}
+	n.unpublish(a)
+	if err := n.publishWith(a, chosen); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "test.driver/duration") {
+		t.Errorf("new publish: %v, want InvalidArgument that names the attribute", err)
+	}
+	a.kill()
+	n.wantNothingLeft()
+}
