@@ -25,10 +25,10 @@ func (r durationRange) String() string {
 	return fmt.Sprintf("from %s to %s", r.min, r.max)
 }
 
-// limits judge what a pod's author chose for a volume by what the operator set.
+// attributeLimits judge what a pod's author chose for a volume by what the operator set.
 // They hold for new volumes. One that is published keeps its identity when the
 // operator sets them anew: a pod that runs cannot choose again.
-type limits struct {
+type attributeLimits struct {
 	driver    string
 	names     fileNames
 	duration  time.Duration
@@ -37,7 +37,7 @@ type limits struct {
 
 // check reports the first attribute that cannot be had. Errors wrap
 // csi.ErrInvalid, name the attribute and say what is allowed.
-func (l limits) check(a workload.Attributes) error {
+func (l attributeLimits) check(a workload.Attributes) error {
 	if a.Duration != 0 && !l.durations.holds(a.Duration) {
 		return l.invalid(csi.AttributeDuration, "is %s, allowed is %s (the agent's --certificate-request-duration-min and -max)", a.Duration, l.durations)
 	}
@@ -57,7 +57,7 @@ const minRenewBefore = 10 * time.Second
 
 // checkRenewBefore keeps renewals apart: after one, at least a tenth of the
 // lifetime passes before the next.
-func (l limits) checkRenewBefore(a workload.Attributes) error {
+func (l attributeLimits) checkRenewBefore(a workload.Attributes) error {
 	duration := cmp.Or(a.Duration, l.duration)
 	if longest := duration / 10 * 9; a.RenewBefore != 0 && (a.RenewBefore < minRenewBefore || a.RenewBefore > longest) {
 		return l.invalid(csi.AttributeRenewBefore, "is %s, allowed is from %s to %s, nine tenths of the duration of %s", a.RenewBefore, minRenewBefore, longest, duration)
@@ -65,7 +65,7 @@ func (l limits) checkRenewBefore(a workload.Attributes) error {
 	return nil
 }
 
-func (l limits) invalid(attribute, format string, args ...any) error {
+func (l attributeLimits) invalid(attribute, format string, args ...any) error {
 	return fmt.Errorf("%w: pod.spec.volumes[].csi.volumeAttributes[%s/%s] %s", csi.ErrInvalid, l.driver, attribute, fmt.Sprintf(format, args...))
 }
 

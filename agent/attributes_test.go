@@ -31,7 +31,7 @@ func TestLimits(t *testing.T) {
 	exact := testLimits
 	exact.durations = durationRange{time.Hour, time.Hour}
 	for name, c := range map[string]struct {
-		limits limits
+		limits attributeLimits
 		chosen workload.Attributes
 		says   []string // Nil: allowed.
 	}{
@@ -111,19 +111,29 @@ func TestStateKeepsAttributes(t *testing.T) {
 	}
 }
 
-// The state that the first release wrote.
-func TestStateOfTheFirstFormatIsRead(t *testing.T) {
+// The state as it was before there were attributes: it is read, and a volume
+// without attributes is still stored so that an agent from then reads it.
+func TestStateOfTheFirstFormat(t *testing.T) {
 	var fields map[string]any
 	if err := json.Unmarshal(encoded(t, content(t)), &fields); err != nil {
 		t.Fatal(err)
 	}
-	var names []string
-	for name := range fields {
-		names = append(names, name)
+	if fields["version"] != 1.0 || fields["attributes"] != nil || fields["unissued"] != nil {
+		t.Errorf("a volume without attributes is stored as version %v with attributes %v", fields["version"], fields["attributes"])
 	}
-	slices.Sort(names)
-	if got, want := strings.Join(names, " "), "bundle chain gid key pod spiffe_id version volume"; got != want || fields["version"] != 1.0 {
-		t.Errorf("a volume without attributes is stored as version %v with %s, want version 1 with %s", fields["version"], got, want)
+	first := map[string]any{}
+	for _, name := range []string{"version", "volume", "pod", "gid", "spiffe_id", "key", "chain", "bundle"} {
+		if first[name] = fields[name]; first[name] == nil {
+			t.Errorf("%s is not stored any more", name)
+		}
+	}
+	b, err := json.Marshal(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := unmarshalState(b)
+	if err != nil || r.svid == nil || r.volume.Attributes != (workload.Attributes{}) || r.volume.Pod != pod {
+		t.Errorf("read as %+v, %v", r.volume, err)
 	}
 }
 

@@ -70,10 +70,11 @@ type node struct {
 	root   string
 	issuer issue.Issuer
 	issued *atomic.Int64
-	limits limits
+	limits attributeLimits
+	pods   podsDir
 }
 
-var testLimits = limits{
+var testLimits = attributeLimits{
 	driver: "test.driver", names: fileNames{"tls.crt", "tls.key", "ca.crt", "spiffe.sock"},
 	duration: time.Hour, durations: durationRange{30 * time.Minute, 2 * time.Hour},
 }
@@ -99,6 +100,7 @@ func newNode(t testing.TB) *node {
 		t.Fatal(err)
 	}
 	n := &node{t: t, root: t.TempDir(), issued: &atomic.Int64{}, limits: testLimits}
+	n.pods = podsDir(filepath.Join(n.root, "pods"))
 	n.issuer = countingIssuer{ca, n.issued}
 	t.Cleanup(func() {
 		for _, dir := range []string{n.target("v", "mount"), filepath.Join(n.root, "plugins/test.driver/volumes/v")} {
@@ -134,6 +136,7 @@ func (n *node) start() *agent {
 	source := trust.NewObserved(td)
 	server := workloadapi.NewServer(workloadapi.Options{Log: log})
 	storage := newVolumes(store, server, n.limits.names, td, log)
+	storage.pods = n.pods
 	registry := workload.New(workload.Options{
 		Issuer: n.issuer, Trust: source, Volumes: storage, ID: identify(td, template), KeyType: pki.P256,
 		Duration: time.Hour, MinDuration: n.limits.durations.min, MaxDuration: n.limits.durations.max, PublishTimeout: 10 * time.Second, Log: log, Registerer: prometheus.NewRegistry(),
@@ -241,7 +244,9 @@ func (n *node) fromSocket() (id, serial string) {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.t.Context(), 5*time.Second)
 	defer cancel()
-	svid, err := spiffe.FetchX509SVID(ctx, spiffe.WithAddr("unix://"+n.shortSocket()))
+	svid, err := spiffe.FetchX509SVID(ctx, spiffe.WithAddr("unix://"+n.shortSocket()),
+		// An agent that has just started may not listen yet.
+		spiffe.WithDialOptions(grpc.WithDefaultCallOptions(grpc.WaitForReady(true))))
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -166,7 +166,14 @@ func observeAgent(t *testing.T, c *cluster) observed {
 	must(t, err)
 	requests, err := countAPIRequests(o, listing)
 	must(t, err)
-	issuer, err := newIssuer(o, requests, listing, log)
+	// With a ConfigMap, for its metrics; no part here runs the source.
+	o.runtimeIssuer.name, o.runtimeIssuer.namespace = "issuer", "signet-system"
+	_, err = openIssuerConfig(o, listing, log)
+	must(t, err)
+	o.runtimeIssuer.name = ""
+	signers, err := openIssuerConfig(o, listing, log)
+	must(t, err)
+	issuer, err := newIssuer(o, signers, requests, listing, log)
 	must(t, err)
 	events, err := newEvents(o, listing, log)
 	must(t, err)

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/signet-spiffe/signet/agent/workload"
 	"github.com/signet-spiffe/signet/csi"
 	"github.com/signet-spiffe/signet/internal/identity"
 	"github.com/signet-spiffe/signet/internal/observe"
@@ -35,6 +36,7 @@ type options struct {
 	endpoint        string
 	dataRoot        string
 	registrationDir string
+	kubeletRoot     string
 
 	trustDomainFlag string
 	trustDomain     spiffeid.TrustDomain
@@ -42,15 +44,19 @@ type options struct {
 	sourceCABundle  string
 
 	issuerName, issuerKind, issuerGroup string
+	runtimeIssuer                       runtimeIssuer
 	duration                            time.Duration
 	durations                           durationRange
 	annotations                         map[string]string
+	retention                           int
 	requesterFlag                       string
 	requester                           request.Requester
 	useOwnServiceAccount                bool
 	keyTypeFlag                         string
 	keyType                             pki.KeyType
 	publishTimeout                      time.Duration
+	reissueWindow                       time.Duration
+	concurrency                         workload.Limits
 
 	files fileNames
 
@@ -78,21 +84,27 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.endpoint, "endpoint", "", "CSI socket, unix:///path (default unix://"+kubeletPlugins+"/<csi-driver-name>/csi.sock)")
 	flags.StringVar(&o.dataRoot, "data-root", kubeletPlugins, "Directory under which volumes are kept, in <data-root>/<csi-driver-name>; must be on a mount that the agent shares with the host (Bidirectional)")
 	flags.StringVar(&o.registrationDir, "registration-dir", "/var/lib/kubelet/plugins_registry", "Directory in which kubelet looks for plugins")
+	flags.StringVar(&o.kubeletRoot, "kubelet-root-dir", "/var/lib/kubelet", "Kubelet's root directory; at start, volumes of pods that have no folder in its pods directory any more are removed")
 
 	flags.StringVar(&o.trustDomainFlag, "trust-domain", "cluster.local", "SPIFFE trust domain of every identity")
 	flags.StringVar(&o.sourceCABundle, "source-ca-bundle", "", "PEM file with the trust domain's authorities, watched for changes; without it they are learned from CertificateRequest.status.ca")
 
-	flags.StringVar(&o.issuerName, "issuer-name", "my-spiffe-ca", "Name of the cert-manager issuer")
+	flags.StringVar(&o.issuerName, "issuer-name", "my-spiffe-ca", "Name of the cert-manager issuer; may be empty with --runtime-issuance-config-map-name")
 	flags.StringVar(&o.issuerKind, "issuer-kind", "ClusterIssuer", "Kind of the issuer")
 	flags.StringVar(&o.issuerGroup, "issuer-group", "cert-manager.io", "API group of the issuer")
+	o.runtimeIssuer.addFlags(flags)
 	flags.DurationVar(&o.duration, "certificate-request-duration", time.Hour, "Lifetime asked for; the approver's must be the same")
 	flags.DurationVar(&o.durations.min, "certificate-request-duration-min", 0, "Shortest lifetime that a volume may choose (attribute duration); 0 is --certificate-request-duration. The approver's range must include this agent's")
 	flags.DurationVar(&o.durations.max, "certificate-request-duration-max", 0, "Longest lifetime that a volume may choose; 0 is --certificate-request-duration")
 	flags.StringToStringVar(&o.annotations, "extra-certificate-request-annotations", nil, "Annotations for every CertificateRequest, key=value,key=value")
+	flags.IntVar(&o.retention, "certificate-request-retention", 0, "How many finished CertificateRequests of each volume to keep for audit, the newest; they go with the pod. 0: each is deleted when its certificate is stored")
 	flags.StringVar(&o.requesterFlag, "requester", string(request.RequesterAgent), `Who creates CertificateRequests: "agent" (the agent's own service account) or "pod" (each pod's, by a token from kubelet)`)
 	flags.BoolVar(&o.useOwnServiceAccount, "use-own-service-account", true, "csi-driver-spiffe's spelling: true is --requester=agent, false is --requester=pod")
 	flags.StringVar(&o.keyTypeFlag, "key-type", string(pki.P256), "Key type of every SVID: P-256, P-384, Ed25519, RSA-2048, RSA-3072 or RSA-4096")
 	flags.DurationVar(&o.publishTimeout, "publish-timeout", time.Minute, "How long a mount waits for its SVID before kubelet is told to come back; the request goes on")
+	flags.DurationVar(&o.reissueWindow, "reissue-window", workload.DefaultReissueWindow, "Time over which SVIDs are replaced, in random order, when the issuer, key type or duration has become another one or their CA has left the trust bundle; 0 for at once")
+	flags.IntVar(&o.concurrency.Issuances, "max-concurrent-issuances", workload.DefaultIssuances, "How many SVIDs are asked for at the same time on this node; mounts go before renewals, and all but one may be mounts")
+	flags.IntVar(&o.concurrency.Renewals, "max-concurrent-renewals", workload.DefaultRenewals, "How many of them may be renewals")
 
 	flags.StringVar(&o.files.certificate, "file-name-certificate", "tls.crt", "File name of the certificate chain in the volume")
 	flags.StringVar(&o.files.key, "file-name-key", "tls.key", "File name of the private key in the volume")
@@ -139,7 +151,10 @@ func (o *options) checkDriver() error {
 	if o.dataRoot, err = absolute("--data-root", o.dataRoot); err != nil {
 		return err
 	}
-	o.registrationDir, err = absolute("--registration-dir", o.registrationDir)
+	if o.registrationDir, err = absolute("--registration-dir", o.registrationDir); err != nil {
+		return err
+	}
+	o.kubeletRoot, err = absolute("--kubelet-root-dir", o.kubeletRoot)
 	return err
 }
 
@@ -172,11 +187,15 @@ func (o *options) checkTrustDomain() error {
 // succeed.
 const minDuration = 30 * time.Second
 
+// maxConcurrency is more than a node can have pods.
+const maxConcurrency = 10_000
+
+// maxRetention keeps a busy cluster's requests out of etcd by the million.
+const maxRetention = 100
+
 func (o *options) checkIssuance() error {
-	for flag, value := range map[string]string{"--issuer-name": o.issuerName, "--issuer-kind": o.issuerKind, "--issuer-group": o.issuerGroup} {
-		if value == "" {
-			return observe.Usagef("%s: must not be empty", flag)
-		}
+	if err := o.checkIssuer(); err != nil {
+		return err
 	}
 	if o.duration < minDuration {
 		return observe.Usagef("--certificate-request-duration %s: must be at least %s", o.duration, minDuration)
@@ -186,6 +205,18 @@ func (o *options) checkIssuance() error {
 	}
 	if o.publishTimeout < time.Second || o.publishTimeout > 110*time.Second {
 		return observe.Usagef("--publish-timeout %s: must be from 1s to 1m50s (kubelet itself gives up after 2m)", o.publishTimeout)
+	}
+	if o.concurrency.Issuances < 1 || o.concurrency.Issuances > maxConcurrency {
+		return observe.Usagef("--max-concurrent-issuances %d: must be from 1 to %d", o.concurrency.Issuances, maxConcurrency)
+	}
+	if o.concurrency.Renewals < 1 || o.concurrency.Renewals > maxConcurrency {
+		return observe.Usagef("--max-concurrent-renewals %d: must be from 1 to %d", o.concurrency.Renewals, maxConcurrency)
+	}
+	if o.retention < 0 || o.retention > maxRetention {
+		return observe.Usagef("--certificate-request-retention %d: must be from 0 to %d", o.retention, maxRetention)
+	}
+	if o.reissueWindow < 0 || o.reissueWindow > 24*time.Hour {
+		return observe.Usagef("--reissue-window %s: must be from 0s to 24h", o.reissueWindow)
 	}
 	for key := range o.annotations {
 		if errs := validation.IsQualifiedName(strings.ToLower(key)); len(errs) != 0 {
@@ -215,8 +246,8 @@ func (o *options) checkDurations() error {
 	return nil
 }
 
-func (o *options) limits() limits {
-	return limits{driver: o.driverName, names: o.files, duration: o.duration, durations: o.durations}
+func (o *options) attributeLimits() attributeLimits {
+	return attributeLimits{driver: o.driverName, names: o.files, duration: o.duration, durations: o.durations}
 }
 
 func (o *options) checkRequester() error {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/signet-spiffe/signet/agent/workload"
 	"github.com/signet-spiffe/signet/internal/observe"
 	"github.com/signet-spiffe/signet/internal/pki"
 	"github.com/signet-spiffe/signet/internal/request"
@@ -49,12 +50,15 @@ func TestFlagDefaults(t *testing.T) {
 		"endpoint":     {o.endpoint, "unix:///var/lib/kubelet/plugins/spiffe.csi.cert-manager.io/csi.sock"},
 		"data root":    {o.dataRoot, "/var/lib/kubelet/plugins"},
 		"registration": {o.registrationDir, "/var/lib/kubelet/plugins_registry"},
+		"kubelet":      {o.kubeletRoot, "/var/lib/kubelet"},
 		"trust domain": {o.trustDomain.Name(), "cluster.local"},
 		"issuer":       {o.issuerName + "/" + o.issuerKind + "/" + o.issuerGroup, "my-spiffe-ca/ClusterIssuer/cert-manager.io"},
 		"duration":     {o.duration, time.Hour},
 		"durations":    {o.durations, durationRange{time.Hour, time.Hour}},
 		"requester":    {o.requester, request.RequesterAgent},
 		"key type":     {o.keyType, pki.P256},
+		"limits":       {o.concurrency, workload.Limits{Issuances: 256, Renewals: 64}},
+		"reissue":      {o.reissueWindow, 5 * time.Minute},
 		"files":        {o.files, fileNames{"tls.crt", "tls.key", "ca.crt", "spiffe.sock"}},
 		"QPS":          {o.restConfig.QPS, float32(-1)},
 	} {
@@ -70,13 +74,14 @@ func TestBadFlags(t *testing.T) {
 		"--csi-driver-name=", "--csi-driver-name=a/b", "--csi-driver-name=-a", "--csi-driver-name=" + strings.Repeat("a", 64),
 		"--node-id=", "--node-id=Node_1",
 		"--endpoint=tcp://127.0.0.1:1", "--endpoint=/run/csi.sock",
-		"--data-root=", "--registration-dir=",
+		"--data-root=", "--registration-dir=", "--kubelet-root-dir=",
 		"--trust-domain=", "--trust-domain=Example.Org", "--trust-domain=spiffe://example.org", "--trust-domain=example.org/path", "--trust-domain=a b",
 		"--issuer-name=", "--issuer-kind=", "--issuer-group=",
+		"--runtime-issuance-config-map-namespace=a.b",
 		"--certificate-request-duration=0", "--certificate-request-duration=-1h", "--certificate-request-duration=29s", "--certificate-request-duration=soon",
 		"--certificate-request-duration-min=29s", "--certificate-request-duration-min=61m", "--certificate-request-duration-min=-1s", "--certificate-request-duration-max=59m", "--certificate-request-duration-max=x",
 		"--extra-certificate-request-annotations=spiffe.csi.cert-manager.io/identity=x", "--extra-certificate-request-annotations=a/b/c=x", "--extra-certificate-request-annotations=x",
-		"--requester=node", "--key-type=P-521", "--key-type=rsa", "--publish-timeout=0s", "--publish-timeout=3m",
+		"--requester=node", "--key-type=P-521", "--key-type=rsa", "--publish-timeout=0s", "--certificate-request-retention=-1", "--certificate-request-retention=101", "--max-concurrent-issuances=0", "--max-concurrent-renewals=-1", "--reissue-window=-1s", "--reissue-window=25h", "--publish-timeout=3m",
 		"--file-name-certificate=", "--file-name-key=../tls.key", "--file-name-ca=..data", "--file-name-socket=a/b", "--file-name-key=tls.crt", "--file-name-socket=-x",
 		"--http-bind-address=9809", "--log-level=9", "--log-format=xml", "--no-such-flag",
 	} {
@@ -94,6 +99,23 @@ func TestBadFlags(t *testing.T) {
 				t.Errorf("%q is not one line that names %s", err, flag)
 			}
 		})
+	}
+}
+
+func TestRuntimeIssuerFlags(t *testing.T) {
+	base := []string{"--node-id=node-1", "--kubeconfig=" + writeKubeconfig(t)}
+	o, err := parse(t, append(base, "--issuer-name=", "--runtime-issuance-config-map-name=cm", "--runtime-issuance-config-map-namespace=ns")...)
+	if err != nil || o.runtimeIssuer != (runtimeIssuer{"cm", "ns"}) || o.staticIssuer().Name != "" {
+		t.Errorf("%+v, %v", o, err)
+	}
+	for _, args := range [][]string{
+		{"--runtime-issuance-config-map-name=cm"}, // In which namespace?
+		{"--runtime-issuance-config-map-name=a_b", "--runtime-issuance-config-map-namespace=ns"},
+	} {
+		var usage *observe.UsageError
+		if _, err := parse(t, append(base, args...)...); !errors.As(err, &usage) {
+			t.Errorf("%q: %v, want a usage error", args, err)
+		}
 	}
 }
 

@@ -21,6 +21,8 @@ type health struct {
 	// watching why it is not heard from at present.
 	synced   func() bool
 	watching func() error
+	// named says whether it is known which issuer to ask.
+	named func() bool
 	// bundle is the configured trust bundle; nil if it is learned from issuers,
 	// which needs no bundle to begin with.
 	bundle func() (*x509bundle.Bundle, <-chan struct{})
@@ -37,6 +39,9 @@ func (h health) ready() error {
 	}
 	if err := h.watching(); err != nil {
 		return fmt.Errorf("the API server cannot be reached: %w", err)
+	}
+	if !h.named() {
+		return errors.New("the ConfigMap that names the issuer has not been read yet")
 	}
 	if h.bundle == nil {
 		return nil

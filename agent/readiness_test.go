@@ -33,6 +33,7 @@ func TestReadiness(t *testing.T) {
 		"kubelet does not know us":        {func(h *health) { h.registered = func() bool { return false } }, "kubelet"},
 		"nothing was listed":              {func(h *health) { h.synced = func() bool { return false } }, "not listed"},
 		"the API server went away":        {func(h *health) { h.watching = func() error { return errors.New("connection refused") } }, "connection refused"},
+		"nobody said which issuer":        {func(h *health) { h.named = func() bool { return false } }, "ConfigMap"},
 		"there is no bundle":              {func(h *health) { h.bundle = bundle() }, "no trust bundle"},
 		"the bundle is empty":             {func(h *health) { h.bundle = bundle([]*x509.Certificate{}...) }, "no trust bundle"},
 		"the bundle has expired":          {func(h *health) { h.bundle = bundle(expired) }, "expired"},
@@ -41,7 +42,7 @@ func TestReadiness(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := health{
 				registered: func() bool { return true }, synced: func() bool { return true }, watching: func() error { return nil },
-				bundle: bundle(good),
+				named: func() bool { return true }, bundle: bundle(good),
 			}
 			tt.change(&h)
 			err := h.ready()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/signet-spiffe/signet/agent/issue"
 	"github.com/signet-spiffe/signet/agent/issue/certmanager"
+	"github.com/signet-spiffe/signet/agent/issuerconfig"
 	"github.com/signet-spiffe/signet/agent/podevents"
 	"github.com/signet-spiffe/signet/agent/trust"
 	"github.com/signet-spiffe/signet/agent/workload"
@@ -49,7 +51,11 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	issuer, err := newIssuer(o, requests, metrics, log)
+	signers, err := openIssuerConfig(o, metrics, log)
+	if err != nil {
+		return err
+	}
+	issuer, err := newIssuer(o, signers, requests, metrics, log)
 	if err != nil {
 		return err
 	}
@@ -59,15 +65,17 @@ func run(ctx context.Context, o *options) error {
 	}
 	server := workloadapi.NewServer(workloadapi.Options{Log: log, Registerer: metrics})
 	storage := newVolumes(store, server, o.files, o.trustDomain, log)
+	storage.pods = podsDir(filepath.Join(o.kubeletRoot, "pods"))
 	registry := workload.New(workload.Options{
 		Issuer: issuer, Trust: source, Volumes: storage, ID: identify(o.trustDomain, o.template),
 		KeyType: o.keyType, Duration: o.duration, MinDuration: o.durations.min, MaxDuration: o.durations.max,
 		PublishTimeout: o.publishTimeout, Notifier: events, Log: log, Registerer: metrics,
+		Signer: signers, ReissueWindow: o.reissueWindow, Limits: o.concurrency,
 	})
 	// Before anything reaches for the API server: running pods need it least.
-	restore(storage, registry, source, o.limits(), log)
+	restore(storage, registry, source, o.attributeLimits(), log)
 	return serve(ctx, o, parts{
-		log: log, metrics: metrics, store: store, trust: source, issuer: issuer, workloadAPI: server, registry: registry, events: events,
+		log: log, metrics: metrics, store: store, trust: source, issuer: issuer, signers: signers, workloadAPI: server, registry: registry, events: events,
 	})
 }
 
@@ -111,20 +119,19 @@ func newEvents(o *options, metrics prometheus.Registerer, log *slog.Logger) (*po
 	return podevents.New(podevents.Options{Sink: sink, Node: o.nodeID, Log: log, Registerer: metrics})
 }
 
-func newIssuer(o *options, requests *observe.APIRequests, metrics prometheus.Registerer, log *slog.Logger) (*certmanager.Issuer, error) {
+func newIssuer(o *options, signers *issuerconfig.Source, requests *observe.APIRequests, metrics prometheus.Registerer, log *slog.Logger) (*certmanager.Issuer, error) {
 	client, err := certmanager.NewClient(o.restConfig)
 	if err != nil {
 		return nil, err
 	}
 	return certmanager.New(certmanager.Options{
 		Client: client, RESTConfig: o.restConfig, WrapTransport: requests.Wrap, Driver: o.driverName, Node: o.nodeID,
-		IssuerRef: certmanager.StaticIssuer(o.issuerName, o.issuerKind, o.issuerGroup),
-		Requester: o.requester, Annotations: o.annotations, Log: log, Registerer: metrics,
+		IssuerRef: signers.IssuerRef, Requester: o.requester, Annotations: o.annotations, Retention: o.retention, Log: log, Registerer: metrics,
 	})
 }
 
 // restore takes up the volumes of the agent before.
-func restore(storage *volumes, registry *workload.Registry, source workload.Trust, allowed limits, log *slog.Logger) {
+func restore(storage *volumes, registry *workload.Registry, source workload.Trust, allowed attributeLimits, log *slog.Logger) {
 	found := storage.recover()
 	for _, r := range found {
 		if r.svid == nil {
@@ -156,6 +163,7 @@ type parts struct {
 	store       *csi.Store
 	trust       workload.Trust
 	issuer      *certmanager.Issuer
+	signers     *issuerconfig.Source
 	workloadAPI *workloadapi.Server
 	registry    *workload.Registry
 	events      *podevents.Recorder
@@ -176,7 +184,7 @@ func serve(ctx context.Context, o *options, p parts) error {
 	ready := readiness(registration, p)
 	driver, err := csi.NewServer(csi.ServerOptions{
 		Endpoint: o.endpoint, DriverName: o.driverName, Version: version, NodeID: o.nodeID,
-		Workloads: workloads{p.registry, o.limits()}, Store: p.store, Log: p.log,
+		Workloads: workloads{p.registry, o.attributeLimits()}, Store: p.store, Log: p.log,
 	})
 	if err != nil {
 		return err
@@ -193,6 +201,7 @@ func serve(ctx context.Context, o *options, p parts) error {
 	group.Go(func() error { return driver.Run(ctx) })
 	group.Go(func() error { return ignoreCancel(registration.Run(ctx)) })
 	group.Go(func() error { p.issuer.Run(ctx); return nil })
+	group.Go(func() error { p.signers.Run(ctx); return nil })
 	group.Go(func() error { p.registry.Run(ctx); return nil })
 	group.Go(func() error { p.events.Run(ctx); return nil })
 	if watcher, ok := p.trust.(interface{ Run(context.Context) }); ok {
@@ -218,7 +227,7 @@ func ignoreCancel(err error) error {
 
 // readiness is /readyz. A bundle that is learned has no file to wait for.
 func readiness(registration *csi.Registration, p parts) observe.Check {
-	h := health{registered: registration.Registered, synced: p.issuer.Synced, watching: p.issuer.Watching}
+	h := health{registered: registration.Registered, synced: p.issuer.Synced, watching: p.issuer.Watching, named: p.signers.Synced}
 	if _, learns := p.trust.(workload.Learner); !learns {
 		h.bundle = p.trust.Bundle
 	}

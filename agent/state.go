@@ -45,6 +45,9 @@ type state struct {
 	Key    string `json:"key,omitempty"`
 	Chain  string `json:"chain,omitempty"`
 	Bundle string `json:"bundle,omitempty"`
+	// IssuedWith is what the certificate was issued with. A state from before
+	// this was kept has none, and its SVID is taken as it is.
+	IssuedWith issuedWith `json:"issued_with,omitzero"`
 }
 
 // attributes is workload.Attributes as it is stored. Durations are nanoseconds.
@@ -61,6 +64,26 @@ type attributes struct {
 	Socket      string        `json:"file_name_socket,omitempty"`
 }
 
+// issuedWith is a workload.Basis but for the key type, which the key itself tells.
+type issuedWith struct {
+	Issuer   string `json:"issuer,omitempty"`
+	Duration string `json:"duration,omitempty"`
+}
+
+func (w issuedWith) basis(key pki.PrivateKey) (workload.Basis, error) {
+	b := workload.Basis{Issuer: w.Issuer}
+	var err error
+	if w.Duration != "" {
+		if b.Duration, err = time.ParseDuration(w.Duration); err != nil {
+			return b, errors.New("decode state: issued_with: duration is none")
+		}
+	}
+	if b.KeyType, err = pki.KeyTypeOf(key.Public()); err != nil {
+		return b, fmt.Errorf("decode state: %w", err)
+	}
+	return b, nil
+}
+
 // String keeps the key out of what prints a state.
 func (state) String() string { return "[volume state]" }
 
@@ -71,6 +94,7 @@ func marshalState(v workload.Volume, c workload.Content, key []byte) ([]byte, er
 	s := stateOf(v)
 	s.SPIFFEID, s.Key = c.SVID.ID.String(), string(key)
 	s.Chain, s.Bundle = string(pki.MarshalCertificates(c.SVID.Chain)), string(pki.MarshalCertificates(c.Bundle.X509Authorities()))
+	s.IssuedWith = issuedWith{Issuer: c.SVID.Basis.Issuer, Duration: c.SVID.Basis.Duration.String()}
 	return s.marshal()
 }
 
@@ -168,9 +192,13 @@ func unmarshalState(b []byte) (recovered, error) {
 	if public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(leaf.PublicKey) {
 		return recovered{}, errors.New("decode state: key and certificate do not match")
 	}
+	basis, err := s.IssuedWith.basis(key)
+	if err != nil {
+		return recovered{}, err
+	}
 	return recovered{
 		volume: volume,
-		svid:   &workload.SVID{ID: id, Chain: chain, Key: key},
+		svid:   &workload.SVID{ID: id, Chain: chain, Key: key, Basis: basis},
 		bundle: x509bundle.FromX509Authorities(id.TrustDomain(), roots),
 	}, nil
 }

@@ -49,7 +49,8 @@ func content(t testing.TB) workload.Content {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return workload.Content{SVID: &workload.SVID{ID: cartID, Chain: chain, Key: key}, Bundle: ca.Bundle()}
+	basis := workload.Basis{Issuer: "ClusterIssuer.cert-manager.io/spiffe-ca", KeyType: pki.P256, Duration: time.Hour}
+	return workload.Content{SVID: &workload.SVID{ID: cartID, Chain: chain, Key: key, Basis: basis}, Bundle: ca.Bundle()}
 }
 
 func encoded(t testing.TB, c workload.Content) []byte {
@@ -81,6 +82,9 @@ func TestStateSurvives(t *testing.T) {
 	}
 	if r.svid.ID != cartID || !r.svid.Chain[0].Equal(c.SVID.Chain[0]) || !r.bundle.Equal(c.Bundle) {
 		t.Error("SVID or bundle changed")
+	}
+	if r.svid.Basis != c.SVID.Basis {
+		t.Errorf("issued with %+v, want %+v", r.svid.Basis, c.SVID.Basis)
 	}
 	if err := pki.VerifySVID(r.svid.Chain, pki.Expectation{ID: cartID, Key: r.svid.Key, Now: time.Now(), Bundle: r.bundle}); err != nil {
 		t.Error(err)
@@ -116,6 +120,7 @@ func TestStateIsNotBelieved(t *testing.T) {
 		"another identity": edit(func(s *state) { s.SPIFFEID = "spiffe://example.org/ns/shop/sa/admin" }),
 		"no identity":      edit(func(s *state) { s.SPIFFEID = "" }),
 		"no chain":         edit(func(s *state) { s.Chain = "" }),
+		"no duration":      edit(func(s *state) { s.IssuedWith.Duration = "soon" }),
 		"no bundle":        edit(func(s *state) { s.Bundle = "junk" }),
 	} {
 		r, err := unmarshalState(in)

@@ -29,6 +29,7 @@ type volumes struct {
 	names       fileNames
 	trustDomain spiffeid.TrustDomain
 	log         *slog.Logger
+	pods        podsDir
 
 	mu    sync.Mutex // Guards feeds; not held during I/O.
 	feeds map[string]*feed
@@ -161,7 +162,8 @@ type recovered struct {
 // recover reads the state of every volume that is still mounted. A volume without
 // state was never published, so kubelet will publish it anew: it is removed. A
 // state that cannot be read, or is of another trust domain, leaves its volume
-// alone, since a pod may be using the files; it is logged.
+// alone, since a pod may be using the files; it is logged. A volume whose pod is
+// gone is removed (dropLeftovers).
 func (v *volumes) recover() []recovered {
 	dirs, problems := v.store.Volumes()
 	for _, err := range problems {
@@ -181,7 +183,7 @@ func (v *volumes) recover() []recovered {
 			found = append(found, r)
 		}
 	}
-	return found
+	return v.dropLeftovers(found)
 }
 
 func (v *volumes) recoverOne(dir *csi.Dir) (recovered, error) {

@@ -17,7 +17,7 @@ import (
 // lifecycle, and the lifecycle's errors become what the CSI edge understands.
 type workloads struct {
 	registry *workload.Registry
-	limits   limits
+	limits   attributeLimits
 }
 
 // Publish implements csi.Workloads.

@@ -490,8 +490,8 @@ func (d *Dir) IsBoundAt(target string) (bool, error) {
 	return d.boundAt(target)
 }
 
-// isBoundAnywhere reports whether the volume is published at any target.
-func (d *Dir) isBoundAnywhere() (bool, error) {
+// IsBoundAnywhere reports whether the volume is published at any target.
+func (d *Dir) IsBoundAnywhere() (bool, error) {
 	if d.check() != nil {
 		return false, nil // removed, or unmounted by somebody
 	}

@@ -127,7 +127,7 @@ func (n *node) discardAfter(ctx context.Context, call *publishCall, v Volume, ca
 	call.gate.mount.Lock()
 	defer call.gate.mount.Unlock()
 	if dir, ok := n.store.Get(v.ID); ok {
-		if bound, err := dir.isBoundAnywhere(); bound || err != nil {
+		if bound, err := dir.IsBoundAnywhere(); bound || err != nil {
 			return // published before: stays, whatever this call met
 		}
 	}

@@ -86,7 +86,7 @@ func examples(t *testing.T) []runtime.Object {
 // Every file is used: a manifest that no kustomization names would be installed
 // by nobody.
 func TestEveryFileIsInAKustomization(t *testing.T) {
-	for _, dir := range []string{"manifests", "requester-pod", "requester-pod-secrets", "approve-others"} {
+	for _, dir := range []string{"manifests", "requester-pod", "requester-pod-secrets", "approve-others", "runtime-issuer"} {
 		k := readKustomization(t, dir)
 		named := append([]string{"kustomization.yaml"}, k.Resources...)
 		for _, p := range k.Patches {
@@ -119,7 +119,7 @@ func TestCSIDriver(t *testing.T) {
 	secrets := *tokens.DeepCopy()
 	secrets.ServiceAccountTokenInSecrets = &yes
 	want := map[string]storagev1.CSIDriverSpec{
-		"manifests": plain, "approve-others": plain, "requester-pod": tokens, "requester-pod-secrets": secrets,
+		"manifests": plain, "approve-others": plain, "runtime-issuer": plain, "requester-pod": tokens, "requester-pod-secrets": secrets,
 	}
 	eachVariant(t, func(t *testing.T, name string, objects []runtime.Object) {
 		driver := find[*storagev1.CSIDriver](t, objects, request.DefaultDriverName)
@@ -173,6 +173,15 @@ func TestRightsAreTheLeast(t *testing.T) {
 		"requester-pod-secrets": {"signet-agent": podAgent, "signet-approver": podApprover},
 		"approve-others": {"signet-agent": agent, "signet-approver": approver,
 			"signet-approver-others": {"approve cert-manager.io/signers"}},
+		"runtime-issuer": {"signet-agent": agent, "signet-approver": approver},
+	}
+	inNamespace := map[string][]string{"signet-approver": {
+		"get,update coordination.k8s.io/leases named " + request.DefaultDriverName,
+		"create coordination.k8s.io/leases",
+	}}
+	ofRuntimeIssuer := map[string][]string{
+		"signet-agent-runtime-issuer":    {"list,watch /configmaps named spiffe-issuer", "create /events"},
+		"signet-approver-runtime-issuer": {"list,watch /configmaps named spiffe-issuer"},
 	}
 	eachVariant(t, func(t *testing.T, name string, objects []runtime.Object) {
 		got := map[string][]string{}
@@ -181,11 +190,11 @@ func TestRightsAreTheLeast(t *testing.T) {
 			case *rbacv1.ClusterRole:
 				got[o.Name] = rules(o.Rules)
 			case *rbacv1.Role:
-				lease := []string{
-					"get,update coordination.k8s.io/leases named " + request.DefaultDriverName,
-					"create coordination.k8s.io/leases",
+				want := inNamespace[o.Name]
+				if name == "runtime-issuer" && want == nil {
+					want = ofRuntimeIssuer[o.Name]
 				}
-				if diff := cmp.Diff(lease, rules(o.Rules)); o.Namespace != namespace || diff != "" {
+				if diff := cmp.Diff(want, rules(o.Rules)); o.Namespace != namespace || diff != "" {
 					t.Errorf("Role %s/%s (-want +got):\n%s", o.Namespace, o.Name, diff)
 				}
 			}
@@ -388,8 +397,10 @@ func TestThePartsAgree(t *testing.T) {
 	eachVariant(t, func(t *testing.T, name string, objects []runtime.Object) {
 		specs := podSpecs(objects)
 		agent, approver := flagsOf(t, specs["signet-agent"]), flagsOf(t, specs["signet-approver"])
-		for _, flag := range []string{"csi-driver-name", "trust-domain", "issuer-name", "issuer-kind", "issuer-group", "certificate-request-duration", "requester"} {
-			if agent[flag] == "" || agent[flag] != approver[flag] {
+		for _, flag := range []string{"csi-driver-name", "trust-domain", "issuer-name", "issuer-kind", "issuer-group", "certificate-request-duration", "requester",
+			"runtime-issuance-config-map-name", "runtime-issuance-config-map-namespace"} {
+			optional := strings.HasPrefix(flag, "runtime-") && name != "runtime-issuer"
+			if agent[flag] == "" && !optional || agent[flag] != approver[flag] {
 				t.Errorf("--%s is %q for the agent and %q for the approver", flag, agent[flag], approver[flag])
 			}
 		}

@@ -209,6 +209,7 @@ var variants = map[string]func(t *testing.T) []runtime.Object{
 	"requester-pod":         func(t *testing.T) []runtime.Object { return render(t, "requester-pod") },
 	"requester-pod-secrets": func(t *testing.T) []runtime.Object { return render(t, "requester-pod-secrets") },
 	"approve-others":        func(t *testing.T) []runtime.Object { return render(t, "manifests", "approve-others") },
+	"runtime-issuer":        func(t *testing.T) []runtime.Object { return render(t, "manifests", "runtime-issuer") },
 }
 
 func TestRenderingIsKustomizes(t *testing.T) {
@@ -219,8 +220,8 @@ func TestRenderingIsKustomizes(t *testing.T) {
 	for name, variant := range variants {
 		t.Run(name, func(t *testing.T) {
 			dir := name
-			if name == "approve-others" {
-				dir = copyWithComponent(t)
+			if name == "approve-others" || name == "runtime-issuer" {
+				dir = copyWithComponent(t, name)
 			}
 			out, err := exec.CommandContext(t.Context(), kubectl, "kustomize", dir).Output()
 			if err != nil {
@@ -247,16 +248,16 @@ func TestRenderingIsKustomizes(t *testing.T) {
 	}
 }
 
-// copyWithComponent makes the kustomization of the README's example.
-func copyWithComponent(t *testing.T) string {
+// copyWithComponent makes the kustomization of the README's examples.
+func copyWithComponent(t *testing.T, component string) string {
 	t.Helper()
 	dir := t.TempDir()
-	for _, part := range []string{"manifests", "approve-others"} {
+	for _, part := range []string{"manifests", component} {
 		if err := os.CopyFS(filepath.Join(dir, part), os.DirFS(part)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	mine := "resources: [manifests]\ncomponents: [approve-others]\n"
+	mine := "resources: [manifests]\ncomponents: [" + component + "]\n"
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(mine), 0o600); err != nil {
 		t.Fatal(err)
 	}

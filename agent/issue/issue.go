@@ -90,6 +90,9 @@ type Issued struct {
 	Chain []byte
 	// CA is what the issuer says is the root, PEM. May be empty.
 	CA []byte
+	// Issuer names who was asked, so that it can be told from another one. May be
+	// empty where there is only one.
+	Issuer string
 	// Request names the request for logs ("namespace/name"). May be empty.
 	Request string
 	// Done tells the issuer that the caller needs the request no more: call it

@@ -18,6 +18,10 @@
 // same time, and an idle volume costs no goroutine. Timers of all volumes share
 // one heap. Keys are made, CSRs signed and chains verified off every lock.
 //
+// An SVID is replaced before its time when it is not what would be issued now:
+// the issuer, key type or duration has become another one, or its CA has left
+// the trust bundle (reissue.go).
+//
 // What it owns: which SVID a volume has, when it is renewed, who waits for it, and
 // when there is something to tell the pod's owner.
 //

@@ -127,8 +127,14 @@ func (e *entry) handle(m message) {
 	case Unpublished:
 		e.removals = append(e.removals, m.removed)
 	}
-	e.step(m.event)
+	if _, asked := m.event.(Reissue); !asked {
+		e.step(m.event)
+	}
 	e.candidate = nil // Stored, or not wanted.
+	switch m.event.(type) {
+	case Restored, Issued, BundleChanged, Reissue:
+		e.reconsider()
+	}
 	if m.finish != nil {
 		go e.finish(m.finish)
 	}
@@ -219,9 +225,7 @@ func (e *entry) request(attempt uint64) {
 		if before != nil {
 			<-before
 		}
-		start := time.Now()
-		svid, finish, err := e.registry.obtain(ctx, volume, id, e.progress)
-		e.registry.metrics.issuance(purpose, err, time.Since(start))
+		svid, finish, err := e.obtain(ctx, purpose, volume, id)
 		m := message{svid: svid, finish: finish}
 		if err != nil {
 			m.event = Failed{Attempt: attempt, Err: err, Final: final(err), Jitter: jitter()}
@@ -230,6 +234,18 @@ func (e *entry) request(attempt uint64) {
 		}
 		e.post(m)
 	}()
+}
+
+// obtain waits for the attempt's turn and obtains an SVID.
+func (e *entry) obtain(ctx context.Context, p purpose, volume Volume, id spiffeid.ID) (svid *SVID, finish func(context.Context), err error) {
+	if err := e.registry.turns.take(ctx, p, e.progress); err != nil {
+		return nil, nil, err
+	}
+	defer e.registry.turns.end(p)
+	start := time.Now()
+	svid, finish, err = e.registry.obtain(ctx, volume, id, e.progress)
+	e.registry.metrics.issuance(p, err, time.Since(start))
+	return svid, finish, err
 }
 
 func (e *entry) prepare() error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,13 +70,19 @@ func (s *simulation) round() string {
 	if s.random.IntN(40) == 0 {
 		s.now = s.now.Add(time.Hour) // Suspended, or the clock was set.
 	}
-	s.step(s.event())
+	event, planned := s.event(), s.timer
+	s.step(event)
+	if reissue, ok := event.(Reissue); ok {
+		if broken := s.checkReissue(reissue, planned); broken != "" {
+			return broken
+		}
+	}
 	return s.check()
 }
 
 func (s *simulation) event() Event {
 	for {
-		switch s.random.IntN(12) {
+		switch s.random.IntN(13) {
 		case 0, 1:
 			return s.publish()
 		case 2:
@@ -111,6 +118,8 @@ func (s *simulation) event() Event {
 				return TokenRefreshed{}
 			}
 			return s.restart()
+		case 12:
+			return Reissue{Window: time.Minute, Jitter: s.random.Float64()}
 		}
 	}
 }
@@ -246,6 +255,21 @@ func (s *simulation) notify(a Notify) {
 			panic("expired is told again or too early")
 		}
 	}
+}
+
+// checkReissue: what is published is asked for within the window, and nothing is
+// put off for it.
+func (s *simulation) checkReissue(e Reissue, planned time.Time) string {
+	inFlight := slices.ContainsFunc(s.inFlight, func(attempt uint64) bool { return !s.given[attempt] })
+	switch {
+	case s.machine.Phase() != Ready || inFlight:
+		return ""
+	case !planned.IsZero() && s.timer.After(planned):
+		return "a reissue put the next attempt off"
+	case s.machine.renew.IsZero() || s.machine.renew.After(s.now.Add(e.Window)):
+		return "a reissue is not planned within its window"
+	}
+	return ""
 }
 
 // check holds the machine to its promises.

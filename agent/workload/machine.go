@@ -73,6 +73,13 @@ type (
 	Tick struct{}
 	// BundleChanged: the trust bundle is another one.
 	BundleChanged struct{}
+	// Reissue: what the SVID was issued with is no longer what is configured. It
+	// is to be replaced within Window, at the point of it that Jitter says.
+	Reissue struct {
+		Window time.Duration
+		// Jitter in [0, 1) spreads the volumes of a node over the window.
+		Jitter float64
+	}
 	// TokenRefreshed: kubelet brought a fresh service account token.
 	TokenRefreshed struct{}
 	// Restored: the volume was found with a valid SVID after a restart.
@@ -95,6 +102,7 @@ func (Failed) event()         {}
 func (Stored) event()         {}
 func (Tick) event()           {}
 func (BundleChanged) event()  {}
+func (Reissue) event()        {}
 func (TokenRefreshed) event() {}
 func (Restored) event()       {}
 func (Resumed) event()        {}
@@ -169,6 +177,8 @@ type Machine struct {
 	// renew is when the next attempt is to start, restore when the next attempt
 	// to store what is known already; zero means not planned.
 	renew, restore time.Time
+	// early says that renew was brought forward by Reissue.
+	early bool
 	// notAfter is the expiry of the SVID in use; issued is the one that is being
 	// stored, if any.
 	notAfter time.Time
@@ -200,6 +210,8 @@ func (m *Machine) Step(now time.Time, event Event) []Action {
 		return m.tick(now)
 	case BundleChanged:
 		return m.bundleChanged()
+	case Reissue:
+		return m.reissue(now, e)
 	case TokenRefreshed:
 		return m.tokenRefreshed()
 	case Restored:
@@ -242,7 +254,7 @@ func (m *Machine) prepared(now time.Time, e Prepared) []Action {
 func (m *Machine) request() []Action {
 	m.attempt++
 	m.inFlight = true
-	m.renew = time.Time{}
+	m.renew, m.early = time.Time{}, false
 	return []Action{Request{Attempt: m.attempt}}
 }
 
@@ -378,6 +390,21 @@ func (m *Machine) bundleChanged() []Action {
 		return nil // The first Store takes the bundle as it is then.
 	}
 	return []Action{Store{}}
+}
+
+// reissue brings the next attempt forward and never puts it off. One that is in
+// flight is left alone: whoever sends Reissue looks again when its result is
+// stored. One that was brought forward already keeps its place in the window.
+func (m *Machine) reissue(now time.Time, e Reissue) []Action {
+	if m.phase != Ready || m.inFlight || m.early {
+		return nil
+	}
+	at := now.Add(time.Duration(e.Jitter * float64(e.Window)))
+	if !m.renew.IsZero() && !at.Before(m.renew) {
+		return nil
+	}
+	m.renew, m.early = at, true
+	return m.schedule()
 }
 
 // tokenRefreshed: a volume whose last attempt failed may have failed for want of

@@ -122,6 +122,8 @@ func parseEvent(t *testing.T, words []string) (time.Time, Event) {
 		return now, Tick{}
 	case "bundle-changed":
 		return now, BundleChanged{}
+	case "reissue":
+		return now, Reissue{Window: duration(t, args["window"]), Jitter: jitter}
 	case "token-refreshed":
 		return now, TokenRefreshed{}
 	case "restored":

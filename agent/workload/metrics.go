@@ -25,9 +25,10 @@ const (
 type metrics struct {
 	issuances *prometheus.CounterVec
 	duration  *prometheus.HistogramVec
+	reissues  *prometheus.CounterVec
 }
 
-func newMetrics(registerer prometheus.Registerer, standings func() []standing) *metrics {
+func newMetrics(registerer prometheus.Registerer, standings func() []standing, t *turns) *metrics {
 	m := &metrics{
 		issuances: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "signet_agent_issuances_total",
@@ -38,8 +39,15 @@ func newMetrics(registerer prometheus.Registerer, standings func() []standing) *
 			Help:    "Time from making the key to holding a verified SVID, of attempts that succeeded.",
 			Buckets: []float64{.005, .01, .02, .03, .05, .075, .1, .15, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}, []string{"purpose"}),
+		reissues: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "signet_agent_reissues_total",
+			Help: "SVIDs that are replaced before their time, by what has changed (issuer, key_type, duration, authority: the issuing CA left the trust bundle).",
+		}, []string{"reason"}),
 	}
-	registerer.MustRegister(m.issuances, m.duration, standingCollector{standings})
+	for _, reason := range reasons {
+		m.reissues.WithLabelValues(reason)
+	}
+	registerer.MustRegister(m.issuances, m.duration, m.reissues, standingCollector{standings}, turnsCollector{t})
 	return m
 }
 
@@ -67,4 +75,22 @@ func result(err error) string {
 		return "refused"
 	}
 	return "other"
+}
+
+var (
+	runningDesc = prometheus.NewDesc("signet_agent_issuances_running", "Attempts to obtain an SVID that are under way, by purpose.", []string{"purpose"}, nil)
+	waitingDesc = prometheus.NewDesc("signet_agent_issuances_waiting", "Attempts to obtain an SVID that wait for others to end, by purpose.", []string{"purpose"}, nil)
+)
+
+// turnsCollector counts at scrape time.
+type turnsCollector struct{ turns *turns }
+
+func (c turnsCollector) Describe(ch chan<- *prometheus.Desc) { ch <- runningDesc; ch <- waitingDesc }
+
+func (c turnsCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, p := range []purpose{purposeMount, purposeRenewal} {
+		running, waiting := c.turns.count(p)
+		ch <- prometheus.MustNewConstMetric(runningDesc, prometheus.GaugeValue, float64(running), string(p))
+		ch <- prometheus.MustNewConstMetric(waitingDesc, prometheus.GaugeValue, float64(waiting), string(p))
+	}
 }

@@ -68,6 +68,7 @@ type SVID struct {
 	ID    spiffeid.ID
 	Chain []*x509.Certificate // Leaf first.
 	Key   pki.PrivateKey
+	Basis Basis
 }
 
 // NotBefore is when the SVID begins to be valid.

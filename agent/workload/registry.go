@@ -19,7 +19,8 @@ import (
 	"github.com/signet-spiffe/signet/internal/pki"
 )
 
-// Options are what a Registry is made of. All but Notifier are needed.
+// Options are what a Registry is made of. All are needed, unless they say
+// otherwise.
 type Options struct {
 	Issuer  issue.Issuer
 	Trust   Trust
@@ -38,7 +39,14 @@ type Options struct {
 	// what was waited for.
 	PublishTimeout time.Duration
 	// Notifier, if not nil, is told what pods' owners should hear.
-	Notifier   Notifier
+	Notifier Notifier
+	// Signer may be nil where the issuer never changes.
+	Signer Signer
+	// ReissueWindow is the time over which SVIDs are replaced that are not what
+	// would be issued now; 0: at once.
+	ReissueWindow time.Duration
+	// Limits of what runs at the same time; zero: the defaults.
+	Limits     Limits
 	Log        *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -48,6 +56,7 @@ type Registry struct {
 	Options
 	metrics *metrics
 	timers  *timers
+	turns   *turns
 
 	// life ends when Run ends; attempts run under it.
 	life context.Context
@@ -59,9 +68,9 @@ type Registry struct {
 
 // New makes an empty Registry. Nothing renews until Run is called.
 func New(o Options) *Registry {
-	r := &Registry{Options: o, timers: newTimers(), entries: map[string]*entry{}}
+	r := &Registry{Options: o, timers: newTimers(), turns: newTurns(o.Limits), entries: map[string]*entry{}}
 	r.life, r.end = context.WithCancel(context.Background())
-	r.metrics = newMetrics(o.Registerer, r.standings)
+	r.metrics = newMetrics(o.Registerer, r.standings, r.turns)
 	return r
 }
 
@@ -72,6 +81,9 @@ func (r *Registry) Run(ctx context.Context) {
 	var group sync.WaitGroup
 	group.Go(func() { r.timers.run(ctx, func(e *entry) { e.post(message{event: Tick{}}) }) })
 	group.Go(func() { r.followBundle(ctx) })
+	if r.Signer != nil {
+		group.Go(func() { r.followSigner(ctx) })
+	}
 	group.Wait()
 }
 
@@ -206,7 +218,7 @@ func (r *Registry) forget(e *entry) bool {
 // obtain makes a key and has an SVID issued and verified. finish, if not nil,
 // must be called when the result was stored or refused.
 func (r *Registry) obtain(ctx context.Context, v Volume, id spiffeid.ID, progress func(string)) (svid *SVID, finish func(context.Context), err error) {
-	key, err := pki.GenerateKey(cmp.Or(v.Attributes.KeyType, r.KeyType))
+	key, err := pki.GenerateKey(r.keyType(v.Attributes))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -224,8 +236,12 @@ func (r *Registry) obtain(ctx context.Context, v Volume, id spiffeid.ID, progres
 	if err != nil {
 		return nil, issued.Done, fmt.Errorf("CertificateRequest %s: %w", issued.Request, err)
 	}
+	svid.Basis = Basis{Issuer: issued.Issuer, KeyType: r.keyType(v.Attributes), Duration: r.duration(v.Attributes)}
 	return svid, issued.Done, nil
 }
+
+// keyType is the type of key to make.
+func (r *Registry) keyType(a Attributes) pki.KeyType { return cmp.Or(a.KeyType, r.KeyType) }
 
 // duration is the lifetime to ask for.
 func (r *Registry) duration(a Attributes) time.Duration {

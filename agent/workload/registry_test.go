@@ -40,11 +40,13 @@ type scriptedIssuer struct {
 	ca   *x509.Certificate
 	key  pki.PrivateKey
 	life time.Duration
+	name string // Of the issuer, as it names itself.
 
 	mu       sync.Mutex
 	requests []issue.IssueRequest
 	running  int
 	most     int
+	signed   int
 	finished int
 	answers  []func(ctx context.Context, r issue.IssueRequest) (issue.Issued, error) // Used up first.
 }
@@ -114,17 +116,21 @@ func (i *scriptedIssuer) sign(_ context.Context, r issue.IssueRequest) (issue.Is
 	if err != nil {
 		return issue.Issued{}, err
 	}
+	i.mu.Lock()
+	i.signed++
+	serial, ca, key, name := int64(i.signed)+1, i.ca, i.key, i.name
+	i.mu.Unlock()
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(int64(len(i.requests)) + 1), URIs: csr.URIs, NotBefore: time.Now(), NotAfter: time.Now().Add(i.life),
+		SerialNumber: big.NewInt(serial), URIs: csr.URIs, NotBefore: time.Now(), NotAfter: time.Now().Add(i.life),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, i.ca, csr.PublicKey, i.key.Signer())
+	der, err := x509.CreateCertificate(rand.Reader, template, ca, csr.PublicKey, key.Signer())
 	if err != nil {
 		return issue.Issued{}, err
 	}
 	return issue.Issued{
 		Chain: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		CA:    pki.MarshalCertificates([]*x509.Certificate{i.ca}), Request: r.Pod.Namespace + "/request",
+		CA:    pki.MarshalCertificates([]*x509.Certificate{ca}), Request: r.Pod.Namespace + "/request", Issuer: name,
 		Done: func(context.Context) { i.mu.Lock(); defer i.mu.Unlock(); i.finished++ },
 	}, nil
 }
@@ -242,16 +248,24 @@ type world struct {
 // run plays test in a bubble of fake time, with a Registry that runs.
 func run(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Helper()
+	runWith(t, func(*Options, *world) {}, test)
+}
+
+// runWith lets edit change the Registry's options first.
+func runWith(t *testing.T, edit func(*Options, *world), test func(t *testing.T, w *world)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		issuer := newIssuer(t, time.Minute)
 		w := &world{issuer: issuer, volumes: newRecorder(), trust: newTrust(issuer.bundle()), metrics: prometheus.NewRegistry()}
-		w.Registry = New(Options{
+		o := Options{
 			Issuer: issuer, Trust: w.trust, Volumes: w.volumes, KeyType: pki.P256, Duration: time.Minute, PublishTimeout: 10 * time.Second,
 			ID: func(p issue.Pod) (spiffeid.ID, error) {
 				return spiffeid.FromSegments(td, "ns", p.Namespace, "sa", p.ServiceAccount)
 			},
 			Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Registerer: w.metrics,
-		})
+		}
+		edit(&o, w)
+		w.Registry = New(o)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		go func() { defer close(ended); w.Run(ctx) }()

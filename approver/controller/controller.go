@@ -144,6 +144,11 @@ func addReconciler(mgr manager.Manager, o Options) error {
 		log:      o.Log,
 		now:      time.Now,
 	}
+	if o.RuntimeIssuer.Name != "" {
+		if err := mgr.Add(follower{r.issuers, mgr.GetCache()}); err != nil {
+			return fmt.Errorf("set up the watch of ConfigMap %s: %w", o.RuntimeIssuer, err)
+		}
+	}
 	warm, validated := true, true
 	err = builder.ControllerManagedBy(mgr).
 		Named("certificaterequests").

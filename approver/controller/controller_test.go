@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -521,6 +522,67 @@ func TestRuntimeIssuer(t *testing.T) {
 			}
 		})
 	}
+	t.Run("not valid any more, then deleted", func(t *testing.T) {
+		cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name}, Data: full}
+		c := newCluster(t, cm)
+		i := &issuers{static: []cmmeta.IssuerReference{testIssuer}, ref: ref, reader: c.Client, log: quiet}
+		want := func(when string, want ...cmmeta.IssuerReference) {
+			t.Helper()
+			if got, err := i.allowed(t.Context()); err != nil || !cmp.Equal(got, want) {
+				t.Errorf("%s: issuers %v, %v, want %v", when, got, err, want)
+			}
+		}
+		want("valid", other, testIssuer)
+		cm.Data = without("issuer-kind")
+		if err := c.Update(t.Context(), cm); err != nil {
+			t.Fatal(err)
+		}
+		want("not valid", other, testIssuer)
+		if err := c.Delete(t.Context(), cm); err != nil {
+			t.Fatal(err)
+		}
+		want("deleted", testIssuer)
+	})
+	t.Run("learned by a standby", func(t *testing.T) {
+		scheme, err := newScheme()
+		if err != nil {
+			t.Fatal(err)
+		}
+		informer := controllertest.NewFakeInformer(controllertest.Synced)
+		fake := &informertest.FakeInformers{Scheme: scheme, InformersByGVK: map[schema.GroupVersionKind]toolscache.SharedIndexInformer{
+			corev1.SchemeGroupVersion.WithKind("ConfigMap"): informer,
+		}}
+		cm := func(version string, data map[string]string) *corev1.ConfigMap {
+			return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name, ResourceVersion: version}, Data: data}
+		}
+		i := &issuers{static: []cmmeta.IssuerReference{testIssuer}, ref: ref, log: quiet}
+		i.reader = newCluster(t, cm("", without("issuer-name"))).Client // By now it is not valid.
+		f := follower{i, fake}
+		if f.NeedLeaderElection() {
+			t.Error("a standby would not follow")
+		}
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- f.Start(ctx) }()
+			synctest.Wait()
+			want := func(when string, want ...cmmeta.IssuerReference) {
+				t.Helper()
+				if got, err := i.allowed(t.Context()); err != nil || !cmp.Equal(got, want) {
+					t.Errorf("%s: issuers %v, %v, want %v", when, got, err, want)
+				}
+			}
+			informer.Add(cm("1", full))
+			informer.Update(cm("1", full), cm("2", without("issuer-name")))
+			want("valid, then not valid", other, testIssuer)
+			informer.Delete(cm("2", nil))
+			want("deleted", testIssuer)
+			cancel()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
+	})
 	t.Run("unreadable", func(t *testing.T) {
 		cr := testRequest()
 		c := newCluster(t, cr, testPod())

@@ -13,7 +13,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/signet-spiffe/signet/internal/request"
 )
 
 // issuers tells which issuers are the SPIFFE ones: those of the flags, and the
@@ -22,14 +27,19 @@ import (
 // The ConfigMap is read from the cache for every decision, so there is no second
 // copy of it to go stale. The issuer of the flags stays allowed beside it: agents
 // learn of a change at their own pace, and requests under way are not refused.
+//
+// Content that is not valid changes nothing: agents go on with the issuer that
+// they had, so the one that was valid last stays allowed until the ConfigMap is
+// valid again or deleted.
 type issuers struct {
 	static []cmmeta.IssuerReference
 	ref    types.NamespacedName // empty name: no ConfigMap
 	reader client.Reader
 	log    *slog.Logger
 
-	mu       sync.Mutex
-	reported string // version of the ConfigMap last logged about; guarded by mu
+	mu       sync.Mutex             // guards the rest
+	reported string                 // version of the ConfigMap last logged about
+	last     cmmeta.IssuerReference // the one that was valid last; zero: none
 }
 
 func (i *issuers) allowed(ctx context.Context) ([]cmmeta.IssuerReference, error) {
@@ -39,34 +49,79 @@ func (i *issuers) allowed(ctx context.Context) ([]cmmeta.IssuerReference, error)
 	var cm corev1.ConfigMap
 	err := i.reader.Get(ctx, i.ref, &cm)
 	if apierrors.IsNotFound(err) {
+		i.remember(cmmeta.IssuerReference{})
 		return i.static, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read issuer from ConfigMap %s: %w", i.ref, err)
 	}
-	ref, err := runtimeIssuer(cm.Data)
+	ref, err := request.ParseRuntimeIssuer(cm.Data)
 	i.report(&cm, ref, err)
 	if err != nil {
+		ref = i.lastValid()
+	} else {
+		i.remember(ref)
+	}
+	if ref == (cmmeta.IssuerReference{}) {
 		return i.static, nil
 	}
 	return append([]cmmeta.IssuerReference{ref}, i.static...), nil
 }
 
-// The keys of the runtime ConfigMap, as csi-driver-spiffe has them.
-const (
-	keyIssuerName  = "issuer-name"
-	keyIssuerKind  = "issuer-kind"
-	keyIssuerGroup = "issuer-group"
-)
+func (i *issuers) lastValid() cmmeta.IssuerReference {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.last
+}
 
-func runtimeIssuer(data map[string]string) (cmmeta.IssuerReference, error) {
-	ref := cmmeta.IssuerReference{Name: data[keyIssuerName], Kind: data[keyIssuerKind], Group: data[keyIssuerGroup]}
-	for key, value := range map[string]string{keyIssuerName: ref.Name, keyIssuerKind: ref.Kind, keyIssuerGroup: ref.Group} {
-		if value == "" {
-			return cmmeta.IssuerReference{}, fmt.Errorf("key %q is missing or empty", key)
-		}
+func (i *issuers) remember(ref cmmeta.IssuerReference) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.last = ref
+}
+
+// follower keeps the issuer that was valid last also in a replica that decides
+// nothing, so that one that takes over knows it.
+type follower struct {
+	issuers *issuers
+	cache   cache.Cache
+}
+
+var _ manager.LeaderElectionRunnable = follower{}
+
+// NeedLeaderElection implements manager.LeaderElectionRunnable.
+func (follower) NeedLeaderElection() bool { return false }
+
+// Start implements manager.Runnable.
+func (f follower) Start(ctx context.Context) error {
+	informer, err := f.cache.GetInformer(ctx, &corev1.ConfigMap{})
+	if err != nil {
+		return fmt.Errorf("watch ConfigMap %s: %w", f.issuers.ref, err)
 	}
-	return ref, nil
+	registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    f.issuers.learn,
+		UpdateFunc: func(_, now any) { f.issuers.learn(now) },
+		DeleteFunc: func(any) { f.issuers.remember(cmmeta.IssuerReference{}) },
+	})
+	if err != nil {
+		return fmt.Errorf("watch ConfigMap %s: %w", f.issuers.ref, err)
+	}
+	<-ctx.Done()
+	return informer.RemoveEventHandler(registration)
+}
+
+// learn remembers the issuer of a ConfigMap if it is valid. The cache holds no
+// other ConfigMap.
+func (i *issuers) learn(o any) {
+	cm, ok := o.(*corev1.ConfigMap)
+	if !ok {
+		return
+	}
+	ref, err := request.ParseRuntimeIssuer(cm.Data)
+	i.report(cm, ref, err)
+	if err == nil {
+		i.remember(ref)
+	}
 }
 
 // report logs once for each version of the ConfigMap.
@@ -78,7 +133,7 @@ func (i *issuers) report(cm *corev1.ConfigMap, ref cmmeta.IssuerReference, err e
 	switch {
 	case seen:
 	case err != nil:
-		i.log.Error("runtime issuer is ignored: the ConfigMap is not valid", "configmap", i.ref.String(), "err", err)
+		i.log.Error("runtime issuer is refused, the one before stays: the ConfigMap is not valid", "configmap", i.ref.String(), "err", err)
 	default:
 		i.log.Info("runtime issuer is allowed", "configmap", i.ref.String(), "issuer", ref.Name, "kind", ref.Kind, "group", ref.Group)
 	}

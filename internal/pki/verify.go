@@ -226,25 +226,45 @@ func checkPath(chain []*x509.Certificate, want Expectation) error {
 	if want.Bundle.TrustDomain() != want.ID.TrustDomain() {
 		return refuse(RuleBundle, "the bundle is of trust domain %q, the SVID of %q", want.Bundle.TrustDomain(), want.ID.TrustDomain())
 	}
-	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
-	for _, root := range want.Bundle.X509Authorities() {
-		roots.AddCert(root)
-	}
-	for _, ca := range chain[1:] {
-		intermediates.AddCert(ca)
-	}
 	// A leaf of an issuer whose clock runs ahead is judged at its own notBefore;
 	// checkValidity bounded how far that may be.
 	at := want.Now
 	if chain[0].NotBefore.After(at) {
 		at = chain[0].NotBefore
 	}
+	if err := findPath(chain, want.Bundle, at); err != nil {
+		return refuse(RuleBundle, "no path to the trust bundle of %q: %v", want.ID.TrustDomain(), err)
+	}
+	return nil
+}
+
+func findPath(chain []*x509.Certificate, bundle *x509bundle.Bundle, at time.Time) error {
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
+	for _, root := range bundle.X509Authorities() {
+		roots.AddCert(root)
+	}
+	for _, ca := range chain[1:] {
+		intermediates.AddCert(ca)
+	}
 	_, err := chain[0].Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: intermediates, CurrentTime: at,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
-	if err != nil {
-		return refuse(RuleBundle, "no path to the trust bundle of %q: %v", want.ID.TrustDomain(), err)
+	return err
+}
+
+// LeadsTo says whether a chain that VerifySVID accepted once still leads to an
+// authority of bundle at the given time. That the leaf is not valid yet or any
+// more does not count: it is judged at the nearest moment at which it is.
+func LeadsTo(chain []*x509.Certificate, bundle *x509bundle.Bundle, at time.Time) bool {
+	if len(chain) == 0 {
+		return false
 	}
-	return nil
+	if chain[0].NotBefore.After(at) {
+		at = chain[0].NotBefore
+	}
+	if at.After(chain[0].NotAfter) {
+		at = chain[0].NotAfter
+	}
+	return findPath(chain, bundle, at) == nil
 }

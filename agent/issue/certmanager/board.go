@@ -4,11 +4,15 @@
 package certmanager
 
 import (
+	"cmp"
+	"slices"
 	"sync"
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
+
+	"github.com/signet-spiffe/signet/internal/request"
 )
 
 // ref names a CertificateRequest to delete. Without a UID any object of that
@@ -36,6 +40,10 @@ type board struct {
 	// kept are finished requests by volume: issued and not yet Done, or refused
 	// and left for the operator to see. At most one per volume.
 	kept map[string]ref
+	// retained are finished requests of no more use, left for audit: by volume
+	// (request.Hash, as in the label), oldest first, at most retain of each.
+	retained map[string][]ref
+	retain   int
 	// listed is the resource version of the last complete list.
 	listed string
 }
@@ -53,12 +61,13 @@ type waiter struct {
 	latest  verdict
 }
 
-func newBoard() *board {
-	return &board{waiting: map[types.NamespacedName]*waiter{}, kept: map[string]ref{}}
+// newBoard makes a board that retains as many finished requests of each volume.
+func newBoard(retain int) *board {
+	return &board{waiting: map[types.NamespacedName]*waiter{}, kept: map[string]ref{}, retained: map[string][]ref{}, retain: retain}
 }
 
 // expect puts an attempt on the board, before its request is sent. It returns
-// what the volume's last attempt left behind, which is no longer of use.
+// what is to be deleted of what the volume's last attempt left behind.
 func (b *board) expect(name types.NamespacedName, volume string) (*waiter, []ref) {
 	w := &waiter{name: name, volume: volume, wake: make(chan struct{}, 1)}
 	b.mu.Lock()
@@ -97,7 +106,7 @@ func (b *board) drop(w *waiter) {
 }
 
 // keep takes an attempt off the board whose request is still of use, and
-// returns what it displaces.
+// returns what is to be deleted of what it displaces.
 func (b *board) keep(w *waiter) []ref {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -107,7 +116,22 @@ func (b *board) keep(w *waiter) []ref {
 	return displaced
 }
 
-// release ends the use of a kept request.
+// done ends the use of a kept request and returns what is to be deleted: the
+// request itself, or those that it displaces where it is retained. What is to be
+// deleted stays kept until release, so that no list shows it as stale meanwhile.
+func (b *board) done(volume string, r ref) []ref {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.retain == 0 {
+		return []ref{r}
+	}
+	if b.kept[volume] == r {
+		delete(b.kept, volume)
+	}
+	return b.retire(request.Hash(volume), r)
+}
+
+// release forgets a kept request that was deleted.
 func (b *board) release(volume string, r ref) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -116,7 +140,8 @@ func (b *board) release(volume string, r ref) {
 	}
 }
 
-// forget returns what is kept for a volume and keeps it no more.
+// forget returns what is to be deleted of what is kept for a volume, and keeps it
+// no more. What is retained goes with the pod.
 func (b *board) forget(volume string) []ref {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -130,7 +155,29 @@ func (b *board) takeKept(volume string) []ref {
 		return nil
 	}
 	delete(b.kept, volume)
-	return []ref{r}
+	return b.retire(request.Hash(volume), r)
+}
+
+// retire retains a finished request and returns what is too old for that, all of
+// it where nothing is retained. The caller holds mu.
+func (b *board) retire(volume string, refs ...ref) []ref {
+	all := append(b.retained[volume], refs...)
+	old := max(len(all)-b.retain, 0)
+	if b.retain > 0 {
+		b.retained[volume] = slices.Clone(all[old:])
+	}
+	return slices.Clone(all[:old])
+}
+
+// unretain forgets a retained request that somebody deleted: the garbage
+// collector when its pod went, or a person. The caller holds mu.
+func (b *board) unretain(volume string, r ref) {
+	left := slices.DeleteFunc(b.retained[volume], func(have ref) bool { return have == r })
+	if len(left) == 0 {
+		delete(b.retained, volume)
+		return
+	}
+	b.retained[volume] = left
 }
 
 // observe takes in the present state of a request.
@@ -149,6 +196,7 @@ func (b *board) removed(cr *cmapi.CertificateRequest) {
 	defer b.mu.Unlock()
 	w, ok := b.waiting[nameOf(cr)]
 	if !ok {
+		b.unretain(cr.Labels[request.LabelVolume], refOf(cr))
 		return
 	}
 	v := judge(cr)
@@ -169,20 +217,48 @@ func (b *board) replace(list []*cmapi.CertificateRequest, version string) (stale
 		kept[r] = true
 	}
 	present := make(map[types.NamespacedName]bool, len(list))
+	var finished []*cmapi.CertificateRequest
 	for _, cr := range list {
 		present[nameOf(cr)] = true
 		if w, ok := b.waiting[nameOf(cr)]; ok {
 			w.learn(judge(cr))
 		} else if !kept[refOf(cr)] {
+			if b.retain > 0 && judge(cr).phase.final() {
+				finished = append(finished, cr)
+				continue
+			}
 			stale = append(stale, refOf(cr))
 		}
 	}
+	stale = append(stale, b.retainListed(finished)...)
 	for name, w := range b.waiting {
 		if !present[name] && (w.seen || w.missingFrom(version)) {
 			w.learn(verdict{uid: w.uid, phase: gone})
 		}
 	}
 	return stale
+}
+
+// retainListed retains the newest of each volume among the finished requests that
+// a list has shown, those of the agent before included, and returns the others. The
+// caller holds mu.
+func (b *board) retainListed(finished []*cmapi.CertificateRequest) (stale []ref) {
+	clear(b.retained)
+	slices.SortFunc(finished, byAge)
+	for _, cr := range finished {
+		stale = append(stale, b.retire(cr.Labels[request.LabelVolume], refOf(cr))...)
+	}
+	return stale
+}
+
+// byAge orders requests by creation, and those of the same second by their last
+// change: a volume's requests follow one another.
+func byAge(x, y *cmapi.CertificateRequest) int {
+	changed, err := resourceversion.CompareResourceVersion(x.ResourceVersion, y.ResourceVersion)
+	if err != nil {
+		changed = cmp.Compare(x.Name, y.Name)
+	}
+	return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), changed)
 }
 
 // missingFrom says that a list of the given resource version would hold the

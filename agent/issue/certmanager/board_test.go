@@ -132,7 +132,7 @@ func TestBoardOrders(t *testing.T) {
 		}, undecided},
 	} {
 		t.Run(title, func(t *testing.T) {
-			b := newBoard()
+			b := newBoard(0)
 			w, _ := b.expect(name, "v")
 			tc.play(b, w)
 			look(t, b, w, tc.want)
@@ -141,7 +141,7 @@ func TestBoardOrders(t *testing.T) {
 }
 
 func TestBoardKeepsOnePerVolume(t *testing.T) {
-	b := newBoard()
+	b := newBoard(0)
 	at := func(name string) *waiter {
 		w, left := b.expect(types.NamespacedName{Namespace: "shop", Name: name}, "v")
 		if len(left) != 0 {

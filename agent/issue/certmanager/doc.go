@@ -26,6 +26,8 @@
 //     included, and without a token it does not ask at all. Only creates use
 //     it; watching and deleting are the agent's.
 //   - Requests that pile up: the last refused one per volume is kept for the
-//     operator, everything else goes at once.
+//     operator, everything else goes at once. With a retention the newest few of
+//     each volume stay for audit, across restarts of the agent, until their pod
+//     goes, which owns them.
 //   - Deleting another's request: every delete of a seen object carries its UID.
 package certmanager

@@ -50,22 +50,26 @@ type Options struct {
 	WrapTransport func(http.RoundTripper) http.RoundTripper
 	// Driver and Node name this agent: its requests are labelled with both.
 	Driver, Node string
-	// IssuerRef says who is to sign. It is asked for each request and must not
-	// block.
-	IssuerRef func() (cmmeta.IssuerReference, error)
+	// IssuerRef says who is to sign. It is asked for each request. Where that is
+	// not known yet it may wait for a while, not beyond the end of ctx, and tells
+	// report in plain words what it waits for.
+	IssuerRef func(ctx context.Context, report func(what string)) (cmmeta.IssuerReference, error)
 	// Requester says whose credentials create the requests.
 	Requester request.Requester
 	// Annotations are added to every request.
 	Annotations map[string]string
+	// Retention is how many finished requests of each volume, the newest, are
+	// left undeleted for audit. They go with their pod.
+	Retention int
 	// Log and Registerer may be nil.
 	Log        *slog.Logger
 	Registerer prometheus.Registerer
 }
 
 // StaticIssuer is an Options.IssuerRef that never changes.
-func StaticIssuer(name, kind, group string) func() (cmmeta.IssuerReference, error) {
+func StaticIssuer(name, kind, group string) func(context.Context, func(string)) (cmmeta.IssuerReference, error) {
 	ref := cmmeta.IssuerReference{Name: name, Kind: kind, Group: group}
-	return func() (cmmeta.IssuerReference, error) { return ref, nil }
+	return func(context.Context, func(string)) (cmmeta.IssuerReference, error) { return ref, nil }
 }
 
 func (o *Options) validate() error {
@@ -74,6 +78,8 @@ func (o *Options) validate() error {
 		return errors.New("no client")
 	case o.Driver == "" || o.Node == "":
 		return errors.New("driver and node name are needed to tell this agent's requests from others'")
+	case o.Retention < 0:
+		return fmt.Errorf("retention of %d requests", o.Retention)
 	case o.IssuerRef == nil:
 		return errors.New("no issuer reference")
 	case o.Requester == request.RequesterPod && o.RESTConfig == nil:
@@ -118,7 +124,7 @@ func New(o Options) (*Issuer, error) {
 	i := &Issuer{
 		options: o,
 		log:     o.Log,
-		board:   newBoard(),
+		board:   newBoard(o.Retention),
 		tasks:   newTasks(),
 	}
 	i.life, i.stop = context.WithCancelCause(context.Background())
@@ -189,7 +195,7 @@ func (i *Issuer) untilStopping(ctx context.Context) (context.Context, context.Ca
 }
 
 func (i *Issuer) issue(ctx context.Context, r issue.IssueRequest) (issue.Issued, error) {
-	cr, err := i.newRequest(r)
+	cr, err := i.newRequest(ctx, r)
 	if err != nil {
 		return issue.Issued{}, err
 	}
@@ -205,8 +211,11 @@ func (i *Issuer) issue(ctx context.Context, r issue.IssueRequest) (issue.Issued,
 	return i.await(ctx, w, cr, r)
 }
 
-func (i *Issuer) newRequest(r issue.IssueRequest) (*cmapi.CertificateRequest, error) {
-	signer, err := i.options.IssuerRef()
+func (i *Issuer) newRequest(ctx context.Context, r issue.IssueRequest) (*cmapi.CertificateRequest, error) {
+	signer, err := i.options.IssuerRef(ctx, r.Report)
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("withdrawn while finding out which issuer to ask: %w", context.Cause(ctx))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: find out which issuer to ask: %w", issue.ErrUnavailable, err)
 	}
@@ -282,7 +291,7 @@ func (i *Issuer) await(ctx context.Context, w *waiter, cr *cmapi.CertificateRequ
 	for {
 		v := i.board.look(w)
 		if v.phase.final() {
-			return i.conclude(w, v, r)
+			return i.conclude(w, v, cr, r)
 		}
 		if now := waitingFor(v, w, cr.Spec.IssuerRef); now != said {
 			said = now
@@ -310,13 +319,14 @@ func waitingFor(v verdict, w *waiter, signer cmmeta.IssuerReference) string {
 }
 
 // conclude turns a final verdict into the result of the attempt.
-func (i *Issuer) conclude(w *waiter, v verdict, r issue.IssueRequest) (issue.Issued, error) {
+func (i *Issuer) conclude(w *waiter, v verdict, cr *cmapi.CertificateRequest, r issue.IssueRequest) (issue.Issued, error) {
 	switch v.phase {
 	case issued:
 		i.trash.add(i.board.keep(w)...)
 		return issue.Issued{
 			Chain:   v.chain,
 			CA:      v.ca,
+			Issuer:  request.IssuerName(cr.Spec.IssuerRef),
 			Request: w.name.String(),
 			Done:    i.doneWith(w, r.Volume),
 		}, nil
@@ -348,15 +358,18 @@ func words(v verdict) string {
 	return reason + ": " + message
 }
 
-// doneWith deletes the request, once. A first failure is not the caller's to
-// wait for: the delete is tried again in the background.
+// doneWith deletes the request, or those that are too old where requests are
+// retained, once. A first failure is not the caller's to wait for: the delete is
+// tried again in the background.
 func (i *Issuer) doneWith(w *waiter, volume string) func(context.Context) {
 	var once sync.Once
 	r := ref{NamespacedName: w.name, uid: w.uid}
 	return func(ctx context.Context) {
 		once.Do(func() {
-			if err := i.trash.remove(ctx, r); err != nil {
-				i.trash.add(r)
+			for _, old := range i.board.done(volume, r) {
+				if err := i.trash.remove(ctx, old); err != nil {
+					i.trash.add(old)
+				}
 			}
 			i.board.release(volume, r)
 		})

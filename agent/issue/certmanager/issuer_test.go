@@ -374,7 +374,7 @@ func TestCreateOutlivesTheAttempt(t *testing.T) {
 	f := start(t, newAPIServer(t), nil)
 	client := slowCreates{running: make(chan context.Context, 1), release: make(chan struct{})}
 	ctx, cancel := context.WithCancel(t.Context())
-	cr, err := f.newRequest(wish("v1"))
+	cr, err := f.newRequest(t.Context(), wish("v1"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -641,7 +641,7 @@ func TestNewValidates(t *testing.T) {
 func TestIssuerUnknown(t *testing.T) {
 	s := newAPIServer(t)
 	f := start(t, s, func(o *Options) {
-		o.IssuerRef = func() (cmmeta.IssuerReference, error) {
+		o.IssuerRef = func(context.Context, func(string)) (cmmeta.IssuerReference, error) {
 			return cmmeta.IssuerReference{}, errors.New("the ConfigMap names none")
 		}
 	})
