@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -96,11 +97,14 @@ func (e *entry) next() (message, bool) {
 	return m, true
 }
 
-// busy reports whether there is mail that was not dealt with yet.
-func (e *entry) busy() bool {
+// expected reports whether a publish waits in the mailbox.
+func (e *entry) expected() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.draining
+	return slices.ContainsFunc(e.mailbox, func(m message) bool {
+		_, publish := m.event.(Published)
+		return publish
+	})
 }
 
 func (e *entry) handle(m message) {

@@ -247,7 +247,7 @@ func (s *simulation) notify(a Notify) {
 		if s.notices[NoticeOverdue] > 1 || s.notices[NoticeExpired] > 0 || !s.now.Before(s.stored.notAfter) {
 			panic("overdue is told again or after the expiry")
 		}
-		if planned := renewAt(s.stored.notBefore, s.stored.notBefore, s.stored.notAfter, s.terms.RenewBefore, 0); s.now.Before(planned) {
+		if s.now.Before(s.stored.notBefore.Add(s.stored.notAfter.Sub(s.stored.notBefore) * 5 / 6)) {
 			panic("overdue is told too early")
 		}
 	case NoticeExpired:

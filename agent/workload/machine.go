@@ -306,7 +306,7 @@ func (m *Machine) stored(now time.Time, e Stored) []Action {
 		// to begin before its end: no reason to ask without end.
 		m.renew = soonest
 	}
-	m.watchOver(m.renewAt(m.renew, issued.NotBefore, issued.NotAfter, 0))
+	m.watchOver(issued.NotBefore, issued.NotAfter)
 	actions := append(append([]Action{Push{}}, m.schedule()...), Answer{})
 	if first {
 		actions = append(actions, Notify{Notice: NoticeIssued})
@@ -423,7 +423,7 @@ func (m *Machine) restored(now time.Time, e Restored) []Action {
 	m.phase, m.terms = Ready, e.Terms
 	m.notAfter = e.NotAfter
 	m.renew = m.renewAt(now, e.NotBefore, e.NotAfter, e.Jitter)
-	m.watchOver(m.renewAt(now, e.NotBefore, e.NotAfter, 0))
+	m.watchOver(e.NotBefore, e.NotAfter)
 	// Files and socket are made anew from the state that survived: a crash may
 	// have come between the two.
 	return []Action{Prepare{}, Store{}}

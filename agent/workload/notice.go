@@ -25,8 +25,8 @@ const (
 	// brought nothing. Attempts that merely found nobody to decide are tried
 	// again quietly at first.
 	NoticeFailed
-	// NoticeOverdue: half of the time from the planned renewal to the expiry is
-	// over and the renewal has not succeeded. Told once per SVID.
+	// NoticeOverdue: half of the time between the planned renewal and the expiry
+	// is over (five sixths of the life) without success. Told once per SVID.
 	NoticeOverdue
 	// NoticeExpired: the SVID in use has expired. Told once per SVID.
 	NoticeExpired
@@ -88,16 +88,25 @@ const (
 // that is worth telling: some seconds' worth.
 const quietFailures = 2
 
+// overdueAt is five sixths into the lifetime, or, where the renewal is planned for
+// later than two thirds, half of the way from there to the expiry: a renewal has
+// had half of its time then. A restart late in an SVID's life is such a case.
+func overdueAt(renew, notBefore, notAfter time.Time) time.Time {
+	at := notBefore.Add(notAfter.Sub(notBefore) * 5 / 6)
+	if half := renew.Add(notAfter.Sub(renew) / 2); half.After(at) {
+		return half
+	}
+	return at
+}
+
 // Lateness tells how the volume stands with its renewal, as far as was told.
 func (m *Machine) Lateness() Lateness { return m.late }
 
-// watchOver begins the watch over an SVID whose renewal should have begun by
-// planned. It is overdue when half of the time from then to the expiry is used
-// up: at five sixths of the life where the renewal comes at two thirds. notAfter
-// is set.
-func (m *Machine) watchOver(planned time.Time) {
+// watchOver begins the watch over an SVID, whose renewal has been planned.
+func (m *Machine) watchOver(notBefore, notAfter time.Time) {
+	m.notAfter = notAfter
 	m.late = OnTime
-	m.overdue = planned.Add(m.notAfter.Sub(planned) / 2)
+	m.overdue = overdueAt(m.renew, notBefore, notAfter)
 }
 
 // alarm is when there will be something to tell if nothing changes; zero if never.

@@ -76,7 +76,7 @@ func (w *world) wantMetrics(t *testing.T, want string) {
 	}
 }
 
-const standingMetrics = `# HELP signet_agent_renewals_overdue Volumes whose SVID is not renewed although half of the time from the planned renewal to its expiry is over, expired ones included.
+const standingMetrics = `# HELP signet_agent_renewals_overdue Volumes whose SVID is past five sixths of its life (or half of the time after a later planned renewal) without one, expired ones included.
 # TYPE signet_agent_renewals_overdue gauge
 signet_agent_renewals_overdue %d
 %s# HELP signet_agent_svids_expired Volumes whose SVID has expired.
@@ -154,4 +154,16 @@ func TestRefusalsAreTold(t *testing.T) {
 		w.Restore(cart("again"), svid)
 		wantHeard(t, heard)
 	})
+}
+
+func TestOverdueAt(t *testing.T) {
+	for _, tt := range []struct{ renew, want time.Duration }{
+		{40 * time.Second, 50 * time.Second}, // As planned without jitter.
+		{34 * time.Second, 50 * time.Second}, // With all of it.
+		{54 * time.Second, 57 * time.Second}, // Late by choice, or after a restart.
+	} {
+		if got := overdueAt(epoch.Add(tt.renew), epoch, epoch.Add(time.Minute)).Sub(epoch); got != tt.want {
+			t.Errorf("renewal at %s is overdue at %s, want %s", tt.renew, got, tt.want)
+		}
+	}
 }

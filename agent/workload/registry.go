@@ -161,7 +161,10 @@ func (r *Registry) Holds(volumeID string) bool {
 		return false
 	}
 	known := e.standing.Load()
-	return known != nil && known.phase != Absent || e.busy()
+	if known == nil {
+		return true // Its first event, a publish or a restore, is being dealt with.
+	}
+	return known.phase != Absent || e.expected()
 }
 
 // Restore takes up a volume whose SVID survived a restart. Call it before Run.

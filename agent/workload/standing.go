@@ -43,7 +43,7 @@ var (
 	volumesDesc = prometheus.NewDesc("signet_agent_volumes",
 		"Volumes on this node by phase (pending: no SVID yet; ready: SVID stored).", []string{"phase"}, nil)
 	overdueDesc = prometheus.NewDesc("signet_agent_renewals_overdue",
-		"Volumes whose SVID is not renewed although half of the time from the planned renewal to its expiry is over, expired ones included.", nil, nil)
+		"Volumes whose SVID is past five sixths of its life (or half of the time after a later planned renewal) without one, expired ones included.", nil, nil)
 	expiredDesc = prometheus.NewDesc("signet_agent_svids_expired",
 		"Volumes whose SVID has expired.", nil, nil)
 	earliestDesc = prometheus.NewDesc("signet_agent_svid_earliest_expiry_timestamp_seconds",
