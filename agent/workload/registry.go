@@ -221,7 +221,8 @@ func (r *Registry) forget(e *entry) bool {
 // obtain makes a key and has an SVID issued and verified. finish, if not nil,
 // must be called when the result was stored or refused.
 func (r *Registry) obtain(ctx context.Context, v Volume, id spiffeid.ID, progress func(string)) (svid *SVID, finish func(context.Context), err error) {
-	key, err := pki.GenerateKey(r.keyType(v.Attributes))
+	basis := r.wanted(v)
+	key, err := pki.GenerateKey(basis.KeyType)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -230,7 +231,7 @@ func (r *Registry) obtain(ctx context.Context, v Volume, id spiffeid.ID, progres
 		return nil, nil, err
 	}
 	issued, err := r.Issuer.Issue(ctx, issue.IssueRequest{
-		Volume: v.ID, Pod: v.Pod, ID: id, CSR: csr, Duration: r.duration(v.Attributes), Token: v.Token, Progress: progress,
+		Volume: v.ID, Pod: v.Pod, ID: id, CSR: csr, Duration: basis.Duration, Token: v.Token, Progress: progress,
 	})
 	if err != nil {
 		return nil, nil, err
@@ -239,7 +240,7 @@ func (r *Registry) obtain(ctx context.Context, v Volume, id spiffeid.ID, progres
 	if err != nil {
 		return nil, issued.Done, fmt.Errorf("CertificateRequest %s: %w", issued.Request, err)
 	}
-	svid.Basis = Basis{Issuer: issued.Issuer, KeyType: r.keyType(v.Attributes), Duration: r.duration(v.Attributes)}
+	svid.Basis, svid.Basis.Issuer = basis, issued.Issuer
 	return svid, issued.Done, nil
 }
 

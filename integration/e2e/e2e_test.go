@@ -57,6 +57,8 @@ func TestRestarts(t *testing.T) {
 		{"a killed agent comes back with the same SVIDs", testAKilledAgentComesBackWithTheSameSVIDs},
 		{"a replaced agent serves the same SVIDs", testAReplacedAgentServesTheSameSVIDs},
 		{"an agent without API server serves what it has", testAnAgentWithoutAPIServerServesWhatItHas},
+		{"an expiry is told in time", testAnExpiryIsToldInTime},
+		{"a denial is told in its own words", testADenialIsToldInItsOwnWords},
 	})
 }
 

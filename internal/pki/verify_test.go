@@ -212,3 +212,36 @@ func BenchmarkVerifySVID(b *testing.B) {
 		}
 	}
 }
+
+func TestLeadsTo(t *testing.T) {
+	root, other := newAuthority(t, nil, nil), newAuthority(t, nil, nil)
+	middle := newAuthority(t, root, nil)
+	leaf := sign(t, leafTemplate(), middle, mustKey(t, P256))
+	chain := []*x509.Certificate{leaf, middle.cert}
+	bundle := func(roots ...*authority) *x509bundle.Bundle {
+		b := x509bundle.New(workloadID.TrustDomain())
+		for _, r := range roots {
+			b.AddX509Authority(r.cert)
+		}
+		return b
+	}
+	for name, tt := range map[string]struct {
+		chain  []*x509.Certificate
+		bundle *x509bundle.Bundle
+		at     time.Time
+		want   bool
+	}{
+		"its root":                       {chain, bundle(other, root), epoch, true},
+		"another root":                   {chain, bundle(other), epoch, false},
+		"no root":                        {chain, bundle(), epoch, false},
+		"intermediate missing":           {chain[:1], bundle(root), epoch, false},
+		"leaf not valid yet":             {chain, bundle(root), epoch.Add(-time.Minute), true},
+		"leaf expired":                   {chain, bundle(root), epoch.Add(2 * time.Hour), true},
+		"leaf expired, its root is gone": {chain, bundle(other), epoch.Add(2 * time.Hour), false},
+		"nothing":                        {nil, bundle(root), epoch, false},
+	} {
+		if got := LeadsTo(tt.chain, tt.bundle, tt.at); got != tt.want {
+			t.Errorf("%s: %t, want %t", name, got, tt.want)
+		}
+	}
+}
