@@ -519,7 +519,7 @@ func TestBinariesAcceptTheirArguments(t *testing.T) {
 	}
 	bin := t.TempDir()
 	for owner, source := range map[string]string{"signet-agent": "../agent", "signet-approver": "../approver"} {
-		out, err := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(bin, owner), source).CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", filepath.Join(bin, owner), source).CombinedOutput()
 		if err != nil {
 			t.Fatalf("build %s: %v\n%s", owner, err, out)
 		}
