@@ -308,7 +308,7 @@ func TestLimitsChangeUnderAPublishedVolume(t *testing.T) {
 	a.kill()
 	n.limits.durations = durationRange{time.Hour, time.Hour}
 	a = n.start()
-	err := workloads{a.registry, n.limits}.Publish(t.Context(), csi.Volume{
+	err := workloads{a.registry, n.limits, a.storage}.Publish(t.Context(), csi.Volume{
 		ID: "v", Pod: csi.Pod(pod), Attributes: csi.Attributes{Duration: 2 * time.Hour}, Token: csi.NewToken("t", time.Time{}),
 	})
 	if err != nil {

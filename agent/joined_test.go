@@ -118,6 +118,7 @@ func (n *node) target(volume, last string) string {
 // agent is one life of an agent on the node.
 type agent struct {
 	csipb.NodeClient
+	storage  *volumes
 	registry *workload.Registry
 	kill     func() // Ends it without any clean-up of volumes.
 }
@@ -144,7 +145,7 @@ func (n *node) start() *agent {
 	restore(storage, registry, source, n.limits, log)
 	endpoint := filepath.Join(n.root, "csi.sock")
 	driver, err := csi.NewServer(csi.ServerOptions{
-		Endpoint: "unix://" + endpoint, DriverName: "test.driver", Version: "v0", NodeID: "node-1", Workloads: workloads{registry, n.limits}, Store: store, Log: log,
+		Endpoint: "unix://" + endpoint, DriverName: "test.driver", Version: "v0", NodeID: "node-1", Workloads: workloads{registry, n.limits, storage}, Store: store, Log: log,
 	})
 	if err != nil {
 		n.t.Fatal(err)
@@ -163,7 +164,7 @@ func (n *node) start() *agent {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	a := &agent{NodeClient: csipb.NewNodeClient(conn), registry: registry}
+	a := &agent{NodeClient: csipb.NewNodeClient(conn), registry: registry, storage: storage}
 	a.kill = func() {
 		_ = conn.Close()
 		cancel()
@@ -309,6 +310,42 @@ func (n *node) wantNothingLeft() {
 	if _, err := os.Stat(n.target("v", "mount")); !os.IsNotExist(err) {
 		n.t.Errorf("target path: %v, want it gone", err)
 	}
+}
+
+// A volume that the next agent cannot take up is left to its pod: a republish is
+// OK and takes nothing away, not even when a new SVID would be denied. Unpublish
+// removes it.
+func TestVolumeThatCannotBeTakenUpIsLeftAlone(t *testing.T) {
+	n := newNode(t)
+	a := n.start()
+	if _, err := a.NodePublishVolume(t.Context(), n.publishRequest()); err != nil {
+		t.Fatal(err)
+	}
+	serial := n.serial()
+	dir, ok := a.storage.store.Get("v")
+	if !ok {
+		t.Fatal("the volume is not in the store")
+	}
+	if err := dir.WriteState([]byte(`{"version":9}`)); err != nil {
+		t.Fatal(err)
+	}
+	a.kill()
+	n.issuer = deniedIssuer{}
+	a = n.start()
+	if _, err := a.NodePublishVolume(t.Context(), n.publishRequest()); err != nil {
+		t.Errorf("republish: %v, want OK", err)
+	}
+	if n.serial() != serial {
+		t.Error("the pod's files changed")
+	}
+	if _, err := a.NodeUnpublishVolume(t.Context(), &csipb.NodeUnpublishVolumeRequest{VolumeId: "v", TargetPath: n.target("v", "mount")}); err != nil {
+		t.Fatal(err)
+	}
+	if a.storage.leftAlone("v") != nil {
+		t.Error("the volume is still remembered")
+	}
+	a.kill()
+	n.wantNothingLeft()
 }
 
 // deniedIssuer says no.

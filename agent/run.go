@@ -75,7 +75,7 @@ func run(ctx context.Context, o *options) error {
 	// Before anything reaches for the API server: running pods need it least.
 	restore(storage, registry, source, o.attributeLimits(), log)
 	return serve(ctx, o, parts{
-		log: log, metrics: metrics, store: store, trust: source, issuer: issuer, signers: signers, workloadAPI: server, registry: registry, events: events,
+		log: log, metrics: metrics, store: store, storage: storage, trust: source, issuer: issuer, signers: signers, workloadAPI: server, registry: registry, events: events,
 	})
 }
 
@@ -161,6 +161,7 @@ type parts struct {
 	log         *slog.Logger
 	metrics     *prometheus.Registry
 	store       *csi.Store
+	storage     *volumes
 	trust       workload.Trust
 	issuer      *certmanager.Issuer
 	signers     *issuerconfig.Source
@@ -184,7 +185,7 @@ func serve(ctx context.Context, o *options, p parts) error {
 	ready := readiness(registration, p)
 	driver, err := csi.NewServer(csi.ServerOptions{
 		Endpoint: o.endpoint, DriverName: o.driverName, Version: version, NodeID: o.nodeID,
-		Workloads: workloads{p.registry, o.attributeLimits()}, Store: p.store, Log: p.log,
+		Workloads: workloads{p.registry, o.attributeLimits(), p.storage}, Store: p.store, Log: p.log,
 	})
 	if err != nil {
 		return err

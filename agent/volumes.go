@@ -31,12 +31,14 @@ type volumes struct {
 	log         *slog.Logger
 	pods        podsDir
 
-	mu    sync.Mutex // Guards feeds; not held during I/O.
+	mu    sync.Mutex // Guards the rest; not held during I/O.
 	feeds map[string]*feed
+	// alone says why a volume of the agent before could not be taken up.
+	alone map[string]error
 }
 
 func newVolumes(store *csi.Store, server *workloadapi.Server, names fileNames, td spiffeid.TrustDomain, log *slog.Logger) *volumes {
-	return &volumes{store: store, server: server, names: names, trustDomain: td, log: log, feeds: map[string]*feed{}}
+	return &volumes{store: store, server: server, names: names, trustDomain: td, log: log, feeds: map[string]*feed{}, alone: map[string]error{}}
 }
 
 // Prepare implements workload.Volumes.
@@ -128,6 +130,7 @@ func (v *volumes) Remove(id string) error {
 	v.mu.Lock()
 	f := v.feeds[id]
 	delete(v.feeds, id)
+	delete(v.alone, id)
 	v.mu.Unlock()
 	if f != nil {
 		v.server.Detach(f)
@@ -179,11 +182,22 @@ func (v *volumes) recover() []recovered {
 			}
 		case err != nil:
 			v.log.Error("could not take up a volume of the agent before; its pod keeps the files it has", "volume", dir.ID(), "error", err)
+			v.mu.Lock()
+			v.alone[dir.ID()] = err
+			v.mu.Unlock()
 		default:
 			found = append(found, r)
 		}
 	}
 	return v.dropLeftovers(found)
+}
+
+// leftAlone says why a volume of the agent before was left as it is; nil if it
+// was not.
+func (v *volumes) leftAlone(id string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.alone[id]
 }
 
 func (v *volumes) recoverOne(dir *csi.Dir) (recovered, error) {

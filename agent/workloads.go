@@ -18,10 +18,15 @@ import (
 type workloads struct {
 	registry *workload.Registry
 	limits   attributeLimits
+	storage  *volumes
 }
 
 // Publish implements csi.Workloads.
 func (w workloads) Publish(ctx context.Context, v csi.Volume) error {
+	// Were it treated as new, a refusal would take the files away that the pod has.
+	if err := w.storage.leftAlone(v.ID); err != nil {
+		return fmt.Errorf("%w: volume %s is of an agent before and cannot be taken up: %w; replace the pod", csi.ErrUnavailable, v.ID, err)
+	}
 	chosen := attributesOf(v.Attributes)
 	// A republish may bring the token without which renewals end.
 	if err := w.limits.check(chosen); err != nil && !w.registry.Holds(v.ID) {

@@ -29,6 +29,10 @@ func NewToken(s string) Token {
 // IsZero says whether there is no token.
 func (t Token) IsZero() bool { return t.value == nil }
 
+// Equal says whether both hold the same token. The operator == compares where the
+// value is kept.
+func (t Token) Equal(other Token) bool { return t.Reveal() == other.Reveal() }
+
 // Reveal returns the token itself. Only the code that sets the Authorization
 // header has a reason to call it.
 func (t Token) Reveal() string {

@@ -181,6 +181,11 @@ func (s *Source) refuse(cm *corev1.ConfigMap, err error) error {
 	stays, seen := s.ref, s.reported == version
 	s.reported = version
 	s.mu.Unlock()
+	if !s.Synced() {
+		// Nothing is known that could stay. The issuer of the flags is perhaps no
+		// longer meant: to ask it would replace every SVID by one of its own.
+		stays = cmmeta.IssuerReference{}
+	}
 	s.settle(stays, err.Error())
 	s.metrics.valid.Set(0)
 	if seen {

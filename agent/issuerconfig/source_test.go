@@ -160,14 +160,21 @@ func TestInvalidContentIsRefused(t *testing.T) {
 	}
 }
 
+// A ConfigMap that is not valid when it is first read leaves nobody to ask: the
+// issuer of the flags is perhaps no longer meant, and asking it would have every
+// SVID of this node replaced by one of its own.
 func TestInvalidAtStart(t *testing.T) {
 	s := newAPIServer(t)
 	s.put(bad)
-	becomes(t, start(t, s, nil), static)
-	none := start(t, s, func(o *Options) { o.Default = cmmeta.IssuerReference{} })
-	_, err := none.IssuerRef(t.Context(), silent)
-	if err == nil || !strings.Contains(err.Error(), "signet-system/issuer is not valid") || !strings.Contains(err.Error(), "issuer-kind") {
-		t.Errorf("%v, want what is wrong with the ConfigMap", err)
+	for _, byFlags := range []cmmeta.IssuerReference{static, {}} {
+		source := start(t, s, func(o *Options) { o.Default = byFlags })
+		_, err := source.IssuerRef(t.Context(), silent)
+		if err == nil || !strings.Contains(err.Error(), "signet-system/issuer is not valid") || !strings.Contains(err.Error(), "issuer-kind") {
+			t.Errorf("%v, want what is wrong with the ConfigMap", err)
+		}
+		if name, _ := source.Issuer(); name != "" {
+			t.Errorf("the issuer is %q, want none: it would be a reason to issue again", name)
+		}
 	}
 }
 

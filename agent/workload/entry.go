@@ -122,7 +122,12 @@ func (e *entry) handle(m message) {
 		e.attempts--
 		e.candidate = m.svid
 	case BundleChanged:
-		if bundle, _ := e.registry.Trust.Bundle(); bundle == nil || bundle.Equal(e.shown) {
+		bundle, _ := e.registry.Trust.Bundle()
+		if bundle == nil {
+			return
+		}
+		if bundle.Equal(e.shown) { // A store that was tried again took it in already.
+			e.reconsider()
 			return
 		}
 	case Failed:
@@ -154,7 +159,7 @@ func (e *entry) admit(m message) bool {
 	if e.machine.Phase() == Absent {
 		e.adopt(m)
 	}
-	if !v.Token.IsZero() && v.Token != e.volume.Token {
+	if !v.Token.IsZero() && !v.Token.Equal(e.volume.Token) {
 		e.volume.Token = v.Token
 		e.step(TokenRefreshed{})
 	}
@@ -246,10 +251,26 @@ func (e *entry) obtain(ctx context.Context, p purpose, volume Volume, id spiffei
 		return nil, nil, err
 	}
 	defer e.registry.turns.end(p)
+	limit := e.registry.patience(e.registry.duration(volume.Attributes))
+	silence := fmt.Errorf("%w: no answer within %s", issue.ErrUnavailable, limit)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, silence)
+	defer cancel()
 	start := time.Now()
 	svid, finish, err = e.registry.obtain(ctx, volume, id, e.progress)
+	if err != nil && context.Cause(ctx) == silence && !errors.Is(err, silence) {
+		err = fmt.Errorf("%w: %w", silence, err)
+	}
 	e.registry.metrics.issuance(p, err, time.Since(start))
 	return svid, finish, err
+}
+
+// attemptTimeout bounds one attempt for an SVID of the given lifetime. Somebody
+// who is away is waited for, since an answer that comes is the quickest recovery
+// there is; but an issuer that never answers, one that was deleted for instance,
+// must not hold its turn for ever, nor keep a volume from asking the issuer that
+// took its place.
+func attemptTimeout(lifetime time.Duration) time.Duration {
+	return max(time.Minute, min(lifetime/6, 5*time.Minute))
 }
 
 func (e *entry) prepare() error {

@@ -237,7 +237,16 @@ func (m *Machine) published(e Published) []Action {
 
 func (m *Machine) prepared(now time.Time, e Prepared) []Action {
 	switch {
-	case m.phase != Pending:
+	case m.phase == Absent:
+		return nil
+	case m.phase == Ready && e.Err != nil:
+		// Restored without a socket, perhaps: the files are renewed all the same.
+		m.failures++
+		m.unprepared = true
+		m.restore = now.Add(m.delay(now, e.Jitter))
+		return m.schedule()
+	case m.phase == Ready:
+		m.unprepared = false
 		return nil
 	case e.Err != nil && m.promised:
 		m.unprepared = true
@@ -292,14 +301,14 @@ func (m *Machine) stored(now time.Time, e Stored) []Action {
 		m.restore = now.Add(m.delay(now, e.Jitter))
 		return m.schedule()
 	case issued == nil: // The bundle changed; the SVID is the same.
-		m.restore = time.Time{}
+		m.stowed()
 		return append([]Action{Push{}}, m.schedule()...)
 	}
 	first := m.phase == Pending
 	m.phase = Ready
 	m.failures = 0
 	m.notAfter = issued.NotAfter
-	m.restore = time.Time{}
+	m.stowed()
 	m.renew = m.renewAt(now, issued.NotBefore, issued.NotAfter, issued.Jitter)
 	if soonest := now.Add(m.notAfter.Sub(now) / 10); m.renew.Before(soonest) {
 		// Issuers may date certificates back, or give less life than renewals are
@@ -312,6 +321,13 @@ func (m *Machine) stored(now time.Time, e Stored) []Action {
 		actions = append(actions, Notify{Notice: NoticeIssued})
 	}
 	return actions
+}
+
+// stowed ends the plan to store again, unless there is still a socket to make.
+func (m *Machine) stowed() {
+	if !m.unprepared {
+		m.restore = time.Time{}
+	}
 }
 
 func (m *Machine) failed(now time.Time, e Failed) []Action {
@@ -368,6 +384,9 @@ func (m *Machine) tick(now time.Time) []Action {
 		m.restore = time.Time{}
 	}
 	actions = append(actions, m.schedule()...)
+	if again && m.unprepared {
+		actions = append(actions, Prepare{})
+	}
 	if again { // Last, since what comes of it may schedule anew.
 		actions = append(actions, Store{})
 	}
@@ -376,7 +395,7 @@ func (m *Machine) tick(now time.Time) []Action {
 
 // again begins the next attempt where the last one ended.
 func (m *Machine) again() []Action {
-	if m.unprepared {
+	if m.unprepared && m.phase == Pending {
 		m.renew = time.Time{}
 		return []Action{Prepare{}}
 	}

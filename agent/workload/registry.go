@@ -58,6 +58,9 @@ type Registry struct {
 	timers  *timers
 	turns   *turns
 
+	// patience is how long one attempt may take, by the lifetime asked for.
+	patience func(lifetime time.Duration) time.Duration
+
 	// life ends when Run ends; attempts run under it.
 	life context.Context
 	end  context.CancelFunc
@@ -68,7 +71,7 @@ type Registry struct {
 
 // New makes an empty Registry. Nothing renews until Run is called.
 func New(o Options) *Registry {
-	r := &Registry{Options: o, timers: newTimers(), turns: newTurns(o.Limits), entries: map[string]*entry{}}
+	r := &Registry{Options: o, timers: newTimers(), patience: attemptTimeout, turns: newTurns(o.Limits), entries: map[string]*entry{}}
 	r.life, r.end = context.WithCancel(context.Background())
 	r.metrics = newMetrics(o.Registerer, r.standings, r.turns)
 	return r
@@ -279,6 +282,11 @@ func (r *Registry) accept(issued issue.Issued, id spiffeid.ID, key pki.PrivateKe
 	if learns {
 		if _, err := learner.Observe(issued.CA, chain[0].NotAfter); err != nil {
 			r.Log.Warn("the issuer reported authorities that cannot be used", "request", issued.Request, "error", err)
+		}
+		// What was not taken in would be stored without its root, and replaced as
+		// outdated at once.
+		if bundle, _ := r.Trust.Bundle(); bundle == nil || !pki.LeadsTo(chain, bundle, time.Now()) {
+			return nil, &pki.RuleError{Rule: pki.RuleNoBundle, Detail: "the authority that the issuer reported could not be taken into the trust bundle"}
 		}
 	}
 	return &SVID{ID: id, Chain: chain, Key: key}, nil

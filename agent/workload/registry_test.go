@@ -665,6 +665,22 @@ func TestTokenIsKeptFresh(t *testing.T) {
 		if strings.Join(got, ",") != "one,two" {
 			t.Errorf("requests were made with tokens %q", got)
 		}
+		// The same token again is no news, however often kubelet sends it.
+		w.issuer.fail(fmt.Errorf("%w: x", issue.ErrDenied))
+		w.issuer.fail(fmt.Errorf("%w: x", issue.ErrDenied))
+		time.Sleep(40 * time.Second)
+		synctest.Wait()
+		before, _, _ := w.issuer.count()
+		for range 20 {
+			v.Token = issue.NewToken("two")
+			if err := w.Publish(t.Context(), v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if after, _, _ := w.issuer.count(); after != before {
+			t.Errorf("%d attempts for a token that was known", after-before)
+		}
 	})
 }
 

@@ -19,7 +19,33 @@ import (
 
 func runLimited(t *testing.T, l Limits, test func(t *testing.T, w *world)) {
 	t.Helper()
-	runWith(t, func(o *Options, w *world) { o.Limits, w.issuer.life = l, time.Hour }, test)
+	runWith(t, func(o *Options, w *world) { o.Limits, w.issuer.life = l, time.Hour }, func(t *testing.T, w *world) {
+		w.patience = func(time.Duration) time.Duration { return 24 * time.Hour }
+		test(t, w)
+	})
+}
+
+// An issuer that never answers holds its turns for minutes, not for ever: what
+// waits behind it gets through, and so does the volume itself once somebody
+// answers.
+func TestAnIssuerThatNeverAnswersStopsNobody(t *testing.T) {
+	runWith(t, func(o *Options, w *world) { o.Limits, w.issuer.life = Limits{Issuances: 3, Renewals: 2}, time.Hour }, func(t *testing.T, w *world) {
+		const volumes = 10
+		for i := range volumes {
+			if err := w.Publish(t.Context(), cart(fmt.Sprint("v", i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.hold(4) // Two at a time, never released.
+		time.Sleep(59 * time.Minute)
+		synctest.Wait()
+		if n := testutil.ToFloat64(w.Registry.metrics.issuances.WithLabelValues("renewal", "issued")); n != volumes {
+			t.Errorf("%v of %d volumes were renewed", n, volumes)
+		}
+		if n := testutil.ToFloat64(w.Registry.metrics.issuances.WithLabelValues("renewal", "unavailable")); n != 4 {
+			t.Errorf("%v attempts ended for want of an answer, want 4", n)
+		}
+	})
 }
 
 // hold makes the issuer's next n answers wait until the channel is closed.
