@@ -38,6 +38,23 @@ var (
 	ErrNoToken = errors.New("no usable service account token")
 )
 
+// Outcome names what became of an attempt, for metrics and logs: issued, denied,
+// failed, unavailable or no_token; empty for an error that is none of the above.
+func Outcome(err error) string {
+	if err == nil {
+		return "issued"
+	}
+	for _, known := range []struct {
+		err  error
+		name string
+	}{{ErrDenied, "denied"}, {ErrFailed, "failed"}, {ErrNoToken, "no_token"}, {ErrUnavailable, "unavailable"}} {
+		if errors.Is(err, known.err) {
+			return known.name
+		}
+	}
+	return ""
+}
+
 // Issuer obtains certificates. Safe for concurrent use.
 type Issuer interface {
 	// Issue obtains a certificate for r.CSR. It blocks until the certificate

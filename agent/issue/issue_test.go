@@ -6,6 +6,7 @@ package issue
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -88,4 +89,15 @@ func FuzzQuote(f *testing.F) {
 			t.Fatalf("Quote is not stable: %q then %q", got, again)
 		}
 	})
+}
+
+func TestOutcome(t *testing.T) {
+	for want, err := range map[string]error{
+		"issued": nil, "denied": ErrDenied, "failed": fmt.Errorf("request x: %w: no", ErrFailed),
+		"unavailable": ErrUnavailable, "no_token": fmt.Errorf("%w", ErrNoToken), "": errors.New("another"),
+	} {
+		if got := Outcome(err); got != want {
+			t.Errorf("Outcome(%v) = %q, want %q", err, got, want)
+		}
+	}
 }

@@ -4,6 +4,7 @@
 package workload
 
 import (
+	"cmp"
 	"errors"
 	"time"
 
@@ -60,21 +61,10 @@ func (m *metrics) issuance(p purpose, err error, took time.Duration) {
 
 func result(err error) string {
 	var broken *pki.RuleError
-	switch {
-	case err == nil:
-		return "issued"
-	case errors.Is(err, issue.ErrDenied):
-		return "denied"
-	case errors.Is(err, issue.ErrFailed):
-		return "failed"
-	case errors.Is(err, issue.ErrUnavailable):
-		return "unavailable"
-	case errors.Is(err, issue.ErrNoToken):
-		return "no_token"
-	case errors.As(err, &broken):
+	if errors.As(err, &broken) {
 		return "refused"
 	}
-	return "other"
+	return cmp.Or(issue.Outcome(err), "other")
 }
 
 var (

@@ -4,7 +4,7 @@
 package certmanager
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"time"
 
@@ -73,27 +73,11 @@ func (m *metrics) begin() func(error) {
 	m.waiting.Inc()
 	return func(err error) {
 		m.waiting.Dec()
-		m.results.WithLabelValues(outcome(err)).Inc()
+		m.results.WithLabelValues(cmp.Or(issue.Outcome(err), "withdrawn")).Inc()
 		if err == nil {
 			m.seconds.Observe(time.Since(start).Seconds())
 		}
 	}
-}
-
-func outcome(err error) string {
-	switch {
-	case err == nil:
-		return "issued"
-	case errors.Is(err, issue.ErrDenied):
-		return "denied"
-	case errors.Is(err, issue.ErrFailed):
-		return "failed"
-	case errors.Is(err, issue.ErrNoToken):
-		return "no_token"
-	case errors.Is(err, issue.ErrUnavailable):
-		return "unavailable"
-	}
-	return "withdrawn"
 }
 
 func (m *metrics) watchResult(call string, err error) {
