@@ -141,7 +141,7 @@ func (e *entry) handle(m message) {
 	}
 	e.candidate = nil // Stored, or not wanted.
 	switch m.event.(type) {
-	case Restored, Issued, BundleChanged, Reissue:
+	case Restored, Issued, BundleChanged, Reissue, Tick:
 		e.reconsider()
 	}
 	if m.finish != nil {

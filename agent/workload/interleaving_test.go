@@ -39,6 +39,8 @@ type simulation struct {
 	notices   map[Notice]int
 	announced int
 	restored  bool
+	// back is by how much the clock was ever set back.
+	back time.Duration
 }
 
 // lease is an SVID as far as the machine's promises go: its attempt stands for
@@ -70,6 +72,9 @@ func (s *simulation) round() string {
 	if s.random.IntN(40) == 0 {
 		s.now = s.now.Add(time.Hour) // Suspended, or the clock was set.
 	}
+	if s.random.IntN(40) == 0 {
+		s.setBack()
+	}
 	event, planned := s.event(), s.timer
 	s.step(event)
 	if reissue, ok := event.(Reissue); ok {
@@ -78,6 +83,14 @@ func (s *simulation) round() string {
 		}
 	}
 	return s.check()
+}
+
+// setBack sets the clock back by an hour. The timers tell every volume.
+func (s *simulation) setBack() {
+	s.now = s.now.Add(-time.Hour)
+	s.history = append(s.history, "-- clock set back --")
+	s.back += time.Hour
+	s.step(Tick{})
 }
 
 func (s *simulation) event() Event {
@@ -308,8 +321,10 @@ func (s *simulation) check() string {
 		return "nobody would tell of the expiry"
 	case phase == Ready && s.machine.Lateness() == OnTime && s.timer.After(s.machine.overdue) && s.machine.overdue.Before(s.stored.notAfter):
 		return "nobody would tell that the renewal is overdue"
-	case !s.timer.IsZero() && s.timer.Sub(s.now) > longestWait+time.Minute:
+	case !s.timer.IsZero() && s.timer.Sub(s.now) > longestWait+time.Minute+s.back:
 		return "the next attempt is too far away"
+	case s.machine.retrying && s.machine.renew.Sub(s.now) > longestWait || s.machine.restore.Sub(s.now) > longestWait:
+		return "another try is further away than any wait there is"
 	case s.pushed != nil && s.stored != nil && s.pushed.attempt > s.stored.attempt:
 		return "streams show what was never stored"
 	}

@@ -177,8 +177,9 @@ type Machine struct {
 	// renew is when the next attempt is to start, restore when the next attempt
 	// to store what is known already; zero means not planned.
 	renew, restore time.Time
-	// early says that renew was brought forward by Reissue.
-	early bool
+	// early says that renew was brought forward by Reissue, retrying that it is
+	// another try after a failure.
+	early, retrying bool
 	// notAfter is the expiry of the SVID in use; issued is the one that is being
 	// stored, if any.
 	notAfter time.Time
@@ -194,7 +195,11 @@ func (m *Machine) Phase() Phase { return m.phase }
 
 // Step takes one event at time now and returns what to do. Events that come too
 // late (an attempt given up, a volume removed) are no events: nothing is done.
+//
+// Certificates expire by the wall clock, so that is what all plans are made in. A
+// monotonic reading in now would stand still while the machine is suspended.
 func (m *Machine) Step(now time.Time, event Event) []Action {
+	now = now.Round(0)
 	switch e := event.(type) {
 	case Published:
 		return m.published(e)
@@ -263,7 +268,7 @@ func (m *Machine) prepared(now time.Time, e Prepared) []Action {
 func (m *Machine) request() []Action {
 	m.attempt++
 	m.inFlight = true
-	m.renew, m.early = time.Time{}, false
+	m.renew, m.early, m.retrying = time.Time{}, false, false
 	return []Action{Request{Attempt: m.attempt}}
 }
 
@@ -309,7 +314,7 @@ func (m *Machine) stored(now time.Time, e Stored) []Action {
 	m.failures = 0
 	m.notAfter = issued.NotAfter
 	m.stowed()
-	m.renew = m.renewAt(now, issued.NotBefore, issued.NotAfter, issued.Jitter)
+	m.renew, m.retrying = m.renewAt(now, issued.NotBefore, issued.NotAfter, issued.Jitter), false
 	if soonest := now.Add(m.notAfter.Sub(now) / 10); m.renew.Before(soonest) {
 		// Issuers may date certificates back, or give less life than renewals are
 		// to begin before its end: no reason to ask without end.
@@ -340,7 +345,7 @@ func (m *Machine) failed(now time.Time, e Failed) []Action {
 		return append(m.giveUp(e.Err), Notify{Notice: NoticeFailed, Err: e.Err})
 	case m.phase == Pending && e.Final:
 		m.failures++
-		m.renew = now.Add(refusedDelay(m.failures, e.Jitter))
+		m.renew, m.retrying = now.Add(refusedDelay(m.failures, e.Jitter)), true
 		return append(m.schedule(), m.tellFailure(e)...)
 	}
 	actions := m.retry(now, e.Jitter)
@@ -349,7 +354,7 @@ func (m *Machine) failed(now time.Time, e Failed) []Action {
 
 func (m *Machine) retry(now time.Time, jitter float64) []Action {
 	m.failures++
-	m.renew = now.Add(m.delay(now, jitter))
+	m.renew, m.retrying = now.Add(m.delay(now, jitter)), true
 	return m.schedule()
 }
 
@@ -375,6 +380,7 @@ func (m *Machine) tick(now time.Time) []Action {
 	if m.phase == Absent {
 		return nil
 	}
+	m.heedClock(now)
 	actions := m.notices(now)
 	if reached(m.renew, now) && !m.inFlight {
 		actions = append(actions, m.again()...)
@@ -393,10 +399,23 @@ func (m *Machine) tick(now time.Time) []Action {
 	return actions
 }
 
+// heedClock: another try that is further away than any wait there is was planned
+// by a clock that has been set back since. Renewals and expiries are left where
+// they are: those are times in a certificate, and true by any clock.
+func (m *Machine) heedClock(now time.Time) {
+	latest := now.Add(longestWait)
+	if m.retrying && m.renew.After(latest) {
+		m.renew = latest
+	}
+	if m.restore.After(latest) {
+		m.restore = latest
+	}
+}
+
 // again begins the next attempt where the last one ended.
 func (m *Machine) again() []Action {
 	if m.unprepared && m.phase == Pending {
-		m.renew = time.Time{}
+		m.renew, m.retrying = time.Time{}, false
 		return []Action{Prepare{}}
 	}
 	return m.request()
@@ -413,16 +432,18 @@ func (m *Machine) bundleChanged() []Action {
 
 // reissue brings the next attempt forward and never puts it off. One that is in
 // flight is left alone: whoever sends Reissue looks again when its result is
-// stored. One that was brought forward already keeps its place in the window.
+// stored. One that was brought forward already keeps its place in the window,
+// unless the clock was set back and the window with it.
 func (m *Machine) reissue(now time.Time, e Reissue) []Action {
-	if m.phase != Ready || m.inFlight || m.early {
+	placed := m.early && !m.renew.After(now.Add(e.Window))
+	if m.phase != Ready || m.inFlight || placed {
 		return nil
 	}
 	at := now.Add(time.Duration(e.Jitter * float64(e.Window)))
 	if !m.renew.IsZero() && !at.Before(m.renew) {
 		return nil
 	}
-	m.renew, m.early = at, true
+	m.renew, m.early, m.retrying = at, true, false
 	return m.schedule()
 }
 

@@ -15,12 +15,17 @@ import (
 // being suspended.
 const longestSleep = 30 * time.Second
 
+// setBack is how far the wall clock must go backwards to count as set. Corrections
+// below that put nothing off that matters.
+const setBack = time.Second
+
 // timers holds the next deadline of every volume in one heap, served by one
-// goroutine.
+// goroutine. Deadlines are by the wall clock.
 type timers struct {
 	mu    sync.Mutex
 	queue timerQueue
 	index map[*entry]*timer
+	last  time.Time     // When due was asked last, by the wall clock.
 	wake  chan struct{} // Buffered; says that the first deadline changed.
 }
 
@@ -36,6 +41,7 @@ func newTimers() *timers {
 
 // set replaces e's deadline.
 func (t *timers) set(e *entry, at time.Time) {
+	at = at.Round(0)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if present, ok := t.index[e]; ok {
@@ -85,13 +91,17 @@ func (t *timers) run(ctx context.Context, fire func(*entry)) {
 }
 
 // due takes every entry whose deadline is not after now out of the heap, and
-// tells how long it is until the next.
+// tells how long it is until the next. If the clock was set back since the last
+// call, all entries are due: what they planned may have moved away with it.
 func (t *timers) due(now time.Time) (entries []*entry, sleep time.Duration) {
+	now = now.Round(0)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	back := now.Before(t.last.Add(-setBack))
+	t.last = now
 	for len(t.queue) > 0 {
 		first := t.queue[0]
-		if wait := first.at.Sub(now); wait > 0 {
+		if wait := first.at.Sub(now); wait > 0 && !back {
 			return entries, wait
 		}
 		heap.Pop(&t.queue)
