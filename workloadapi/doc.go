@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package workloadapi serves the SPIFFE Workload API to many workloads from one process: one Unix socket per workload, one
-// gRPC server behind all of them.
+// gRPC server and one accepting goroutine behind all of them, so that a socket nobody connects to costs next to nothing.
 //
 // What it owns: the wire. It turns an Identity (go-spiffe types, handed over by whoever implements Workload) into the
 // messages of the Workload API, pushes a new message when and only when what it says has changed, and ends streams with the

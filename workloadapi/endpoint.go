@@ -139,7 +139,7 @@ func (e *endpoint) closeConnections() {
 }
 
 func (e *endpoint) addListener(lis net.Listener) *listener {
-	l := &listener{Listener: lis, endpoint: e}
+	l := &listener{Listener: lis, endpoint: e, closed: make(chan struct{})}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.listeners[l] = struct{}{}
@@ -187,17 +187,22 @@ func (e *endpoint) release(c *conn) {
 type listener struct {
 	net.Listener
 	endpoint *endpoint
+	unwatch  func() // takes it out of the acceptor; nil if it is not in there
 	closing  sync.Once
-	err      error // of closing
+	err      error         // of closing
+	closed   chan struct{} // closed by Close
 
 	accepting sync.Mutex // held from accept(2) until the connection is in the endpoint's hands; only settle waits for it
 }
 
 // Accept implements net.Listener.
-func (l *listener) Accept() (net.Conn, error) {
+func (l *listener) Accept() (net.Conn, error) { return l.take(l.Listener.Accept) }
+
+// take accepts one connection and puts it into the endpoint's hands.
+func (l *listener) take(accept func() (net.Conn, error)) (net.Conn, error) {
 	l.accepting.Lock()
 	defer l.accepting.Unlock()
-	raw, err := l.Listener.Accept()
+	raw, err := accept()
 	if err != nil {
 		return nil, err
 	}
@@ -208,9 +213,16 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// Close closes the listener once; gRPC and the endpoint both do.
+// Close closes the listener once, and takes it off its endpoint.
 func (l *listener) Close() error {
-	l.closing.Do(func() { l.err = l.Listener.Close() })
+	l.closing.Do(func() {
+		if l.unwatch != nil {
+			l.unwatch()
+		}
+		l.err = l.Listener.Close()
+		l.endpoint.dropListener(l)
+		close(l.closed)
+	})
 	return l.err
 }
 

@@ -75,18 +75,20 @@ type Server struct {
 	log     *slog.Logger
 	metrics *metrics
 	grpc    *grpc.Server
+	front   *front
 
-	accepting sync.WaitGroup // accept loops begun by Start
+	accepting sync.WaitGroup // goroutines that accept
 
 	mu        sync.Mutex // guards what follows; held for map operations only
 	endpoints map[Workload]*endpoint
+	acceptor  *acceptor // nil until there is something to accept on
 	stopped   bool
 }
 
 // NewServer returns a server without listeners. It panics when Options.Registerer already holds metrics of the same names,
 // which is a mistake in the program and not in its input.
 func NewServer(o Options) *Server {
-	s := &Server{log: o.Log, endpoints: make(map[Workload]*endpoint)}
+	s := &Server{log: o.Log, front: newFront(), endpoints: make(map[Workload]*endpoint)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -112,34 +114,40 @@ func NewServer(o Options) *Server {
 	return s
 }
 
-// Serve serves w on lis and blocks until the listener ends. It takes the listener over. It returns nil after Detach(w) or
-// Shutdown, ErrStopped when Shutdown came first, and otherwise the error of the listener.
+// Serve serves w on lis and blocks until the listener ends. It takes the listener over: nobody else may close it. It returns
+// nil after Detach(w) or Shutdown, ErrStopped when Shutdown came first, and otherwise the error of the listener.
 //
 // A workload may be served on several listeners. Connections outlive the listener that accepted them; Detach ends them.
 //
 // A caller that starts Serve in a goroutine cannot know whether a Detach that follows comes before or after it; Start has
 // no such race.
 func (s *Server) Serve(lis net.Listener, w Workload) error {
-	l, err := s.attach(lis, w)
+	failed := make(chan error, 1)
+	l, err := s.attach(lis, w, func(err error) { failed <- err })
 	if err != nil {
 		return err
 	}
-	return s.accept(l)
+	select {
+	case err := <-failed:
+		return err
+	case <-l.closed:
+	}
+	select {
+	case err := <-failed: // which is what closed it
+		return err
+	default:
+		return nil
+	}
 }
 
 // Start is Serve in the background: when it returns nil, w is attached, its socket is answered, and a Detach(w) after it
-// ends it. A listener that fails later is logged. On error lis is closed.
+// ends it. A listener that fails later is logged. On error lis is closed. A socket that nobody connects to costs no
+// goroutine.
 func (s *Server) Start(lis net.Listener, w Workload) error {
-	l, err := s.attach(lis, w)
-	if err != nil {
-		return err
-	}
-	s.accepting.Go(func() {
-		if err := s.accept(l); err != nil {
-			s.log.Error("workload api listener failed", "error", err, workloadAttr(w))
-		}
+	_, err := s.attach(lis, w, func(err error) {
+		s.log.Error("workload api listener failed", "error", err, workloadAttr(w))
 	})
-	return nil
+	return err
 }
 
 // Detach ends the service for w: its listeners and streams at once (PermissionDenied), its connections as soon as the
@@ -190,6 +198,12 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.grpc.Stop()
 	<-graceful
+	s.mu.Lock()
+	if s.acceptor != nil {
+		s.acceptor.close()
+	}
+	s.mu.Unlock()
+	_ = s.front.Close() // gRPC has, unless it never served
 	s.accepting.Wait()
 	if err != nil {
 		return fmt.Errorf("shut down workload api: %w", err)
@@ -211,8 +225,9 @@ func waitFor(ctx context.Context, done <-chan struct{}, limit time.Duration) err
 	}
 }
 
-// attach adds lis to the endpoint of w. It closes lis on error.
-func (s *Server) attach(lis net.Listener, w Workload) (*listener, error) {
+// attach adds lis to the endpoint of w and has it accepted on. It closes lis on error. failed is called at most once, before
+// the listener is closed for that reason.
+func (s *Server) attach(lis net.Listener, w Workload, failed func(error)) (*listener, error) {
 	if !canBeKey(w) {
 		_ = lis.Close()
 		return nil, fmt.Errorf("serve workload api on %s: workload of type %T is nil or not comparable", lis.Addr(), w)
@@ -223,21 +238,52 @@ func (s *Server) attach(lis net.Listener, w Workload) (*listener, error) {
 		_ = lis.Close()
 		return nil, ErrStopped
 	}
+	if err := s.begin(); err != nil {
+		_ = lis.Close()
+		return nil, fmt.Errorf("serve workload api: %w", err)
+	}
 	ep := s.endpoints[w]
 	if ep == nil || ep.hasEnded() {
 		ep = newEndpoint(w, s.metrics, s.log)
 		s.endpoints[w] = ep
 	}
-	return ep.addListener(lis), nil
+	l := ep.addListener(lis)
+	if err := s.accept(l, failed); err != nil {
+		_ = l.Close()
+		return nil, err
+	}
+	return l, nil
 }
 
-func (s *Server) accept(l *listener) error {
-	err := s.grpc.Serve(l)
-	l.endpoint.dropListener(l)
-	if err == nil || l.endpoint.hasEnded() {
+// begin starts what accepts for all workloads. The caller holds mu.
+func (s *Server) begin() error {
+	if s.acceptor != nil {
 		return nil
 	}
-	return fmt.Errorf("accept on workload socket %s: %w", l.Addr(), err)
+	a, err := newAcceptor(s.front)
+	if err != nil {
+		return err
+	}
+	s.acceptor = a
+	s.accepting.Go(a.run)
+	s.accepting.Go(func() { _ = s.grpc.Serve(s.front) }) // ends with the front, at Shutdown
+	return nil
+}
+
+// accept has l accepted on. The caller holds mu.
+func (s *Server) accept(l *listener, failed func(error)) error {
+	fail := func(err error) {
+		if !l.endpoint.hasEnded() {
+			failed(fmt.Errorf("accept on workload socket %s: %w", l.Addr(), err))
+		}
+		_ = l.Close()
+	}
+	watched, err := s.acceptor.watch(l, fail)
+	if watched || err != nil {
+		return err
+	}
+	s.accepting.Go(func() { fail(acceptAll(l, s.front)) })
+	return nil
 }
 
 // canBeKey reports whether w can be a map key without a panic.
