@@ -72,7 +72,8 @@ func (l attributeLimits) invalid(attribute, format string, args ...any) error {
 // attributesOf translates what csi read for the lifecycle.
 func attributesOf(a csi.Attributes) workload.Attributes {
 	return workload.Attributes{
-		NoWait: a.NoWait, KeyType: a.KeyType, Duration: a.Duration, RenewBefore: a.RenewBefore, Delivery: workload.Delivery(a.Delivery),
+		NoWait: a.NoWait, KeyType: a.KeyType, Duration: a.Duration, RenewBefore: a.RenewBefore, DNSNames: a.DNSNames,
+		Delivery: workload.Delivery(a.Delivery),
 	}
 }
 

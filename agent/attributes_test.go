@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
+	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -74,13 +76,13 @@ func TestLimits(t *testing.T) {
 }
 
 var everyAttribute = workload.Attributes{
-	NoWait: true, KeyType: pki.Ed25519, Duration: 90 * time.Minute, RenewBefore: 10 * time.Minute,
+	NoWait: true, KeyType: pki.Ed25519, Duration: 90 * time.Minute, RenewBefore: 10 * time.Minute, DNSNames: "shop.svc,web.shop.svc",
 	Delivery: workload.Delivery{NoFiles: true, Certificate: "a", Key: "b", CA: "c", Socket: "d"},
 }
 
 func TestStateKeepsAttributes(t *testing.T) {
 	v := workload.Volume{ID: "v", Pod: pod, Attributes: everyAttribute}
-	c := content(t)
+	c := contentWith(t, everyAttribute.DNSNames)
 	key, err := c.SVID.Key.MarshalPEM()
 	if err != nil {
 		t.Fatal(err)
@@ -104,10 +106,44 @@ func TestStateKeepsAttributes(t *testing.T) {
 		if (r.svid == nil) != (name == "unissued") {
 			t.Errorf("%s: SVID %v", name, r.svid)
 		}
-		// An agent that knows nothing of attributes must leave the volume alone.
-		if !strings.Contains(string(b), `"version":2`) {
+		// An agent that knows nothing of DNS names must leave the volume alone.
+		if !strings.Contains(string(b), `"version":3`) {
 			t.Errorf("%s: an older agent would take up %s", name, b[:40])
 		}
+	}
+	// One that does may take up a volume without any.
+	v.Attributes.DNSNames = ""
+	if b, err := marshalUnissued(v); err != nil || !strings.Contains(string(b), `"version":2`) {
+		t.Errorf("%v: an agent that knows attributes would leave %s alone", err, b)
+	}
+}
+
+// The certificate has the DNS names that the volume chose, and no others.
+func TestStateWithOtherDNSNamesIsRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		chosen, holds pki.DNSNames
+		want          bool
+	}{
+		"the same":       {"a.shop,b.shop", "a.shop,b.shop", true},
+		"one is missing": {"a.shop,b.shop", "a.shop", false},
+		"all missing":    {"a.shop", "", false},
+		"one more":       {"a.shop", "a.shop,b.shop", false},
+		"none chosen":    {"", "a.shop", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stored := contentWith(t, c.holds)
+			key, err := stored.SVID.Key.MarshalPEM()
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := marshalState(workload.Volume{ID: "v", Pod: pod, Attributes: workload.Attributes{DNSNames: c.chosen}}, stored, key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := unmarshalState(b); (err == nil) != c.want || err != nil && !strings.Contains(err.Error(), "DNS names") {
+				t.Errorf("%v, want it taken: %t", err, c.want)
+			}
+		})
 	}
 }
 
@@ -139,11 +175,15 @@ func TestStateOfTheFirstFormat(t *testing.T) {
 
 func TestStateWithImpossibleAttributesIsRefused(t *testing.T) {
 	for name, change := range map[string]func(a *attributes){
-		"key type":     func(a *attributes) { a.KeyType = "RSA-1" },
-		"duration":     func(a *attributes) { a.Duration = -1 },
-		"renew before": func(a *attributes) { a.RenewBefore = -1 },
-		"delivery":     func(a *attributes) { a.NoFiles, a.NoSocket = true, true },
-		"file name":    func(a *attributes) { a.Key = "../x" },
+		"key type":                        func(a *attributes) { a.KeyType = "RSA-1" },
+		"duration":                        func(a *attributes) { a.Duration = -1 },
+		"renew before":                    func(a *attributes) { a.RenewBefore = -1 },
+		"delivery":                        func(a *attributes) { a.NoFiles, a.NoSocket = true, true },
+		"file name":                       func(a *attributes) { a.Key = "../x" },
+		"DNS name":                        func(a *attributes) { a.DNSNames = "*.shop" },
+		"DNS names that are not in order": func(a *attributes) { a.DNSNames = "b,a" },
+		"a DNS name twice":                func(a *attributes) { a.DNSNames = "a,a" },
+		"white space between DNS names":   func(a *attributes) { a.DNSNames = "a, b" },
 		// Without SVID only a volume that does not wait is ever stored.
 		"unissued, but waits": func(a *attributes) { a.NoWait = false },
 	} {
@@ -317,6 +357,76 @@ func TestLimitsChangeUnderAPublishedVolume(t *testing.T) {
 	n.unpublish(a)
 	if err := n.publishWith(a, chosen); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "test.driver/duration") {
 		t.Errorf("new publish: %v, want InvalidArgument that names the attribute", err)
+	}
+	a.kill()
+	n.wantNothingLeft()
+}
+
+// leaves follows the socket and gives the leaf of every SVID that comes.
+func (n *node) leaves() <-chan *x509.Certificate {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(n.t.Context(), 10*time.Second)
+	n.t.Cleanup(cancel)
+	leaves := make(chan *x509.Certificate, 10)
+	addr := spiffe.WithAddr("unix://" + n.shortSocket())
+	go func() {
+		_ = spiffe.WatchX509Context(ctx, leafWatcher(leaves), addr) // Ends with ctx.
+		close(leaves)
+	}()
+	return leaves
+}
+
+type leafWatcher chan<- *x509.Certificate
+
+func (w leafWatcher) OnX509ContextUpdate(c *spiffe.X509Context) { w <- c.SVIDs[0].Certificates[0] }
+func (leafWatcher) OnX509ContextWatchError(error)               {}
+
+// wantNames checks that a certificate has these names and no others.
+func wantNames(t *testing.T, leaf *x509.Certificate, id string, dns ...string) {
+	t.Helper()
+	if leaf == nil {
+		t.Fatal("no SVID came")
+	}
+	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != id || !slices.Equal(slices.Sorted(slices.Values(leaf.DNSNames)), dns) {
+		t.Errorf("certificate for %v and %q, want %s and %q", leaf.URIs, leaf.DNSNames, id, dns)
+	}
+}
+
+// DNS names are in the certificate on the socket and in the files; an agent that
+// is replaced keeps them, and asks for them again when the SVID is renewed.
+func TestDNSNames(t *testing.T) {
+	n := newNode(t)
+	a := n.start()
+	chosen := map[string]string{"dns-names": "web.shop.svc, shop.svc", "duration": "45m"}
+	if err := n.publishWith(a, chosen); err != nil {
+		t.Fatal(err)
+	}
+	first := <-n.leaves()
+	wantNames(t, first, cartID.String(), "shop.svc", "web.shop.svc")
+	if got := n.serial(); got != first.SerialNumber.Text(16) {
+		t.Errorf("files: %s, socket: %x", got, first.SerialNumber)
+	}
+	a.kill()
+	// The volume's duration is no longer allowed: it is issued again at once.
+	n.limits.durations.min = time.Hour
+	a = n.start()
+	var second *x509.Certificate
+	for leaf := range n.leaves() {
+		wantNames(t, leaf, cartID.String(), "shop.svc", "web.shop.svc")
+		if second = leaf; leaf.SerialNumber.Cmp(first.SerialNumber) != 0 {
+			break
+		}
+	}
+	if second == nil || second.SerialNumber.Cmp(first.SerialNumber) == 0 {
+		t.Fatal("the SVID was not renewed")
+	}
+	if got := n.serial(); got != second.SerialNumber.Text(16) {
+		t.Errorf("files: %s, socket: %x", got, second.SerialNumber)
+	}
+	n.unpublish(a)
+	err := n.publishWith(a, map[string]string{"dns-names": "Web.shop"})
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "test.driver/dns-names") {
+		t.Errorf("%v, want InvalidArgument that names the attribute", err)
 	}
 	a.kill()
 	n.wantNothingLeft()

@@ -22,10 +22,12 @@ import (
 // The formats of state. A reader refuses what it does not know. A volume without
 // attributes has the first, which every agent reads; an agent that does not know
 // attributes must not take up a volume that has any: it might show a key that is
-// not to be shown.
+// not to be shown. Nor may one that does not know of DNS names take up a volume
+// that has some: its next SVID would lack them.
 const (
 	statePlain      = 1
 	stateAttributes = 2
+	stateDNSNames   = 3
 )
 
 // state is the private part of a volume, on its tmpfs, where only root on the
@@ -56,6 +58,7 @@ type attributes struct {
 	KeyType     pki.KeyType   `json:"key_type,omitempty"`
 	Duration    time.Duration `json:"duration,omitempty"`
 	RenewBefore time.Duration `json:"renew_before,omitempty"`
+	DNSNames    pki.DNSNames  `json:"dns_names,omitempty"`
 	NoFiles     bool          `json:"no_files,omitempty"`
 	NoSocket    bool          `json:"no_socket,omitempty"`
 	Certificate string        `json:"file_name_certificate,omitempty"`
@@ -110,8 +113,11 @@ func stateOf(v workload.Volume) state {
 	if a, d := v.Attributes, v.Attributes.Delivery; a != (workload.Attributes{}) {
 		s.Version = stateAttributes
 		s.Attributes = &attributes{
-			NoWait: a.NoWait, KeyType: a.KeyType, Duration: a.Duration, RenewBefore: a.RenewBefore,
+			NoWait: a.NoWait, KeyType: a.KeyType, Duration: a.Duration, RenewBefore: a.RenewBefore, DNSNames: a.DNSNames,
 			NoFiles: d.NoFiles, NoSocket: d.NoSocket, Certificate: d.Certificate, Key: d.Key, CA: d.CA, Socket: d.Socket,
+		}
+		if a.DNSNames != "" {
+			s.Version = stateDNSNames
 		}
 	}
 	return s
@@ -135,6 +141,11 @@ func (a *attributes) parse() (workload.Attributes, error) {
 			return workload.Attributes{}, err
 		}
 	}
+	if a.DNSNames != "" {
+		if names, err := pki.ParseDNSNames(string(a.DNSNames)); err != nil || names != a.DNSNames {
+			return workload.Attributes{}, errors.New("the DNS names are not a set of DNS names")
+		}
+	}
 	if a.Duration < 0 || a.RenewBefore < 0 || a.NoFiles && a.NoSocket {
 		return workload.Attributes{}, errors.New("attributes contradict themselves")
 	}
@@ -144,7 +155,7 @@ func (a *attributes) parse() (workload.Attributes, error) {
 		}
 	}
 	return workload.Attributes{
-		NoWait: a.NoWait, KeyType: a.KeyType, Duration: a.Duration, RenewBefore: a.RenewBefore,
+		NoWait: a.NoWait, KeyType: a.KeyType, Duration: a.Duration, RenewBefore: a.RenewBefore, DNSNames: a.DNSNames,
 		Delivery: workload.Delivery{
 			NoFiles: a.NoFiles, NoSocket: a.NoSocket, Certificate: a.Certificate, Key: a.Key, CA: a.CA, Socket: a.Socket,
 		},
@@ -152,14 +163,15 @@ func (a *attributes) parse() (workload.Attributes, error) {
 }
 
 // unmarshalState parses what marshalState wrote, and takes nothing for granted:
-// the key must be the certificate's and the certificate the identity's.
+// the key must be the certificate's and the certificate the identity's, with the
+// DNS names that the volume chose.
 func unmarshalState(b []byte) (recovered, error) {
 	var s state
 	if err := json.Unmarshal(b, &s); err != nil {
 		return recovered{}, errors.New("decode state: not JSON") // The error could quote the key.
 	}
-	if s.Version != statePlain && s.Version != stateAttributes {
-		return recovered{}, fmt.Errorf("decode state: version %d, this agent knows %d and %d", s.Version, statePlain, stateAttributes)
+	if s.Version < statePlain || s.Version > stateDNSNames {
+		return recovered{}, fmt.Errorf("decode state: version %d, this agent knows %d to %d", s.Version, statePlain, stateDNSNames)
 	}
 	chosen, err := s.Attributes.parse()
 	if err != nil {
@@ -188,6 +200,9 @@ func unmarshalState(b []byte) (recovered, error) {
 	leaf := chain[0]
 	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != id.String() {
 		return recovered{}, fmt.Errorf("decode state: the certificate is not for %s", id)
+	}
+	if names, err := pki.NewDNSNames(leaf.DNSNames...); err != nil || names != chosen.DNSNames {
+		return recovered{}, errors.New("decode state: the certificate has other DNS names than the volume chose")
 	}
 	if public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(leaf.PublicKey) {
 		return recovered{}, errors.New("decode state: key and certificate do not match")

@@ -27,7 +27,10 @@ var (
 )
 
 // content is a real SVID by an authority in memory.
-func content(t testing.TB) workload.Content {
+func content(t testing.TB) workload.Content { return contentWith(t, "") }
+
+// contentWith is content with DNS names.
+func contentWith(t testing.TB, dnsNames pki.DNSNames) workload.Content {
 	t.Helper()
 	ca, err := selfca.New(selfca.Options{TrustDomain: td})
 	if err != nil {
@@ -37,7 +40,7 @@ func content(t testing.TB) workload.Content {
 	if err != nil {
 		t.Fatal(err)
 	}
-	csr, err := pki.NewCSR(key, cartID)
+	csr, err := pki.NewCSR(key, cartID, dnsNames)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +117,7 @@ func TestStateIsNotBelieved(t *testing.T) {
 		"empty":            nil,
 		"half":             good[:len(good)/2],
 		"no version":       edit(func(s *state) { s.Version = 0 }),
-		"newer version":    edit(func(s *state) { s.Version = 3 }),
+		"newer version":    edit(func(s *state) { s.Version = 4 }),
 		"another key":      edit(func(s *state) { s.Key = otherState.Key }),
 		"no key":           edit(func(s *state) { s.Key = "" }),
 		"another identity": edit(func(s *state) { s.SPIFFEID = "spiffe://example.org/ns/shop/sa/admin" }),
@@ -150,12 +153,33 @@ func TestStateDoesNotPrint(t *testing.T) {
 
 func FuzzUnmarshalState(f *testing.F) {
 	f.Add(encoded(f, content(f)))
+	v := workload.Volume{ID: "v", Pod: pod, Attributes: everyAttribute}
+	c := contentWith(f, everyAttribute.DNSNames)
+	key, err := c.SVID.Key.MarshalPEM()
+	if err != nil {
+		f.Fatal(err)
+	}
+	withNames, err := marshalState(v, c, key)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(withNames)
 	f.Add([]byte("{}"))
 	f.Add([]byte(`{"version":1}`))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		r, err := unmarshalState(in)
-		if err == nil && (r.svid == nil || r.bundle == nil || r.svid.Key.IsZero()) {
+		if err != nil {
+			return
+		}
+		if unissued := r.svid == nil && r.bundle == nil && r.volume.Attributes.NoWait; !unissued && (r.svid == nil || r.bundle == nil || r.svid.Key.IsZero()) {
 			t.Error("half a state was taken")
+		}
+		names := r.volume.Attributes.DNSNames
+		if r.svid != nil && len(r.svid.Chain[0].DNSNames) != len(names.Names()) {
+			t.Errorf("taken with DNS names %q and a certificate for %q", names, r.svid.Chain[0].DNSNames)
+		}
+		if back, err := pki.NewDNSNames(names.Names()...); err != nil || back != names {
+			t.Errorf("taken with DNS names %q", names)
 		}
 	})
 }

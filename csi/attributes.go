@@ -30,6 +30,9 @@ type Attributes struct {
 	// Duration is the lifetime to ask for, RenewBefore how long before its end an SVID is to be renewed;
 	// zero for the agent's.
 	Duration, RenewBefore time.Duration
+	// DNSNames are to be in the certificate beside the SPIFFE ID. Whether they may
+	// be is not known here: the approver decides.
+	DNSNames pki.DNSNames
 }
 
 // Delivery says what is in a volume, and under which names. It is comparable.
@@ -48,6 +51,7 @@ const (
 	AttributeKeyType         = "key-type"
 	AttributeDuration        = "duration"
 	AttributeRenewBefore     = "renew-before"
+	AttributeDNSNames        = "dns-names"
 	AttributeNameCertificate = "file-name-certificate"
 	AttributeNameKey         = "file-name-key"
 	AttributeNameCA          = "file-name-ca"
@@ -68,10 +72,6 @@ type attribute struct {
 }
 
 // knownAttributes are all there are. What is not among them is refused.
-//
-// dns-names has its place here once the approver's policy can allow DNS names: its take would fill a list in
-// Attributes (no longer comparable with == then), the agent would put it into the CSR (pki.NewCSR), and
-// approver/evaluate's csr-san rule would hold it against the policy.
 var knownAttributes = []attribute{
 	{AttributeFSGroup, fmt.Sprintf("a group ID from 1 to %d", int64(maxGID)), takeFSGroup},
 	{AttributeDelivery, `"both", "files" or "socket"`, takeDelivery},
@@ -79,11 +79,14 @@ var knownAttributes = []attribute{
 	{AttributeKeyType, "one of " + keyTypes(), takeKeyType},
 	{AttributeDuration, wantDuration, takeDuration(func(v *Volume) *time.Duration { return &v.Attributes.Duration })},
 	{AttributeRenewBefore, wantDuration, takeDuration(func(v *Volume) *time.Duration { return &v.Attributes.RenewBefore })},
+	{AttributeDNSNames, wantDNSNames, takeDNSNames},
 	{AttributeNameCertificate, wantName, takeName(func(v *Volume) *string { return &v.Attributes.Delivery.Certificate })},
 	{AttributeNameKey, wantName, takeName(func(v *Volume) *string { return &v.Attributes.Delivery.Key })},
 	{AttributeNameCA, wantName, takeName(func(v *Volume) *string { return &v.Attributes.Delivery.CA })},
 	{AttributeNameSocket, wantName, takeName(func(v *Volume) *string { return &v.Attributes.Delivery.Socket })},
 }
+
+var wantDNSNames = fmt.Sprintf("1 to %d DNS names, separated by commas, in lower case, without wildcards and final dots, none twice", pki.MaxDNSNames)
 
 const (
 	wantDuration = `a positive duration such as "90s", "30m" or "1h30m"`
@@ -136,6 +139,12 @@ var volumeFileName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$`)
 // '_' and '-', the first no dot and no hyphen.
 func IsFileName(name string) bool { return volumeFileName.MatchString(name) }
 
+func takeDNSNames(v *Volume, value string) bool {
+	var err error
+	v.Attributes.DNSNames, err = pki.ParseDNSNames(value)
+	return err == nil
+}
+
 func takeName(field func(*Volume) *string) func(*Volume, string) bool {
 	return func(v *Volume, value string) bool {
 		*field(v) = value
@@ -152,13 +161,33 @@ func (c validator) attributes(v *Volume, given map[string]string) error {
 			return err
 		}
 		if key != "" && !a.take(v, value) {
-			return invalidAttribute(key, "must be %s, not %q", a.want, value)
+			return invalidAttribute(key, "must be %s, not %s", a.want, blame(a.name, value))
 		}
 	}
 	if err := c.checkKnown(given); err != nil {
 		return err
 	}
 	return c.checkDelivery(v.Attributes.Delivery, given)
+}
+
+// maxQuoted bounds how much of a value is repeated: an Event holds 1024 bytes, and kubelet has words of its own.
+const maxQuoted = 200
+
+// quote repeats a value as far as there is room for it.
+func quote(value string) string {
+	quoted := strconv.QuoteToASCII(value)
+	if len(quoted) > maxQuoted {
+		quoted = quoted[:maxQuoted] + "…"
+	}
+	return quoted
+}
+
+// blame quotes a value that was refused. Which of many names it was for is said, too.
+func blame(attribute, value string) string {
+	if _, err := pki.ParseDNSNames(value); attribute == AttributeDNSNames && err != nil {
+		return quote(value) + ": " + err.Error()
+	}
+	return quote(value)
 }
 
 func invalidAttribute(key, format string, args ...any) error {
@@ -180,7 +209,7 @@ func (c validator) find(given map[string]string, name string) (key, value string
 		case key == "":
 			key, value = prefix+name, s
 		case s != value:
-			return "", "", invalidAttribute(prefix+name, "is %q but %s is %q", s, key, value)
+			return "", "", invalidAttribute(prefix+name, "is %s but %s is %s", quote(s), key, quote(value))
 		}
 	}
 	return key, value, nil

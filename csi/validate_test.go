@@ -142,7 +142,17 @@ func TestPublishRequestRefusalNamesTheField(t *testing.T) {
 		"name of our own":          {context(testDriver+"/file-name-certificate", "..data"), []string{"/file-name-certificate]", "plain file name"}},
 		"name empty":               {context(testDriver+"/file-name-ca", ""), []string{"/file-name-ca]"}},
 		"name too long":            {context(testDriver+"/file-name-socket", strings.Repeat("a", 65)), []string{"/file-name-socket]"}},
-		"dns-names":                {context(testDriver+"/dns-names", "a.example"), []string{"dns-names", "is not known", "under " + testDriver + "/: fs-group, delivery, wait, key-type", "file-name-socket"}},
+		"unknown attribute's list": {context(testDriver+"/uri-names", "a.example"), []string{"uri-names", "is not known", "under " + testDriver + "/: fs-group, delivery, wait, key-type", "dns-names", "file-name-socket"}},
+		"dns-names, upper case":    {context(testDriver+"/dns-names", "a.example, Web.example"), []string{"/dns-names] must be 1 to 16 DNS names", `not "a.example, Web.example": DNS name "Web.example": label "Web"`}},
+		"dns-names, empty":         {context(testDriver+"/dns-names", ""), []string{"/dns-names]", `not ""`}},
+		"dns-names, one empty":     {context(testDriver+"/dns-names", "a.example,,b.example"), []string{"/dns-names]", "empty"}},
+		"dns-names, comma last":    {context(testDriver+"/dns-names", "a.example,"), []string{"/dns-names]", "empty"}},
+		"dns-names, space":         {context(testDriver+"/dns-names", "a.example b.example"), []string{"/dns-names]"}},
+		"dns-names, wildcard":      {context(testDriver+"/dns-names", "*.example"), []string{"/dns-names]", "without wildcards"}},
+		"dns-names, final dot":     {context(testDriver+"/dns-names", "a.example."), []string{"/dns-names]", "final dots"}},
+		"dns-names, address":       {context(testDriver+"/dns-names", "10.0.0.1"), []string{"/dns-names]", "number"}},
+		"dns-names, twice":         {context(testDriver+"/dns-names", "a.example,b.example,a.example"), []string{"/dns-names]", `"a.example" is there twice`}},
+		"dns-names, seventeen":     {context(testDriver+"/dns-names", strings.Repeat("a,", 16)+"a"), []string{"/dns-names]", "there are 17", "allowed are 16"}},
 		"name without effect": {func(r *csipb.NodePublishVolumeRequest) {
 			r.VolumeContext[testDriver+"/delivery"], r.VolumeContext[testDriver+"/file-name-key"] = "socket", "my.key"
 		}, []string{"/file-name-key]", "has no effect", `delivery "socket"`}},
@@ -210,12 +220,14 @@ func TestAttributesAreRead(t *testing.T) {
 		given  map[string]string
 		want   Attributes
 	}{
-		"both":     {testDriver, map[string]string{"delivery": "both", "wait": "true"}, Attributes{}},
-		"socket":   {testDriver, map[string]string{"delivery": "socket", "file-name-socket": "api.sock"}, Attributes{Delivery: Delivery{NoFiles: true, Socket: "api.sock"}}},
-		"files":    {testDriver, map[string]string{"delivery": "files"}, Attributes{Delivery: Delivery{NoSocket: true}}},
-		"no wait":  {testDriver, map[string]string{"wait": "false"}, Attributes{NoWait: true}},
-		"issuance": {testDriver, map[string]string{"key-type": "Ed25519", "duration": "90m", "renew-before": "1m30s"}, Attributes{KeyType: pki.Ed25519, Duration: 90 * time.Minute, RenewBefore: 90 * time.Second}},
-		"names":    {testDriver, map[string]string{"file-name-certificate": "svid.pem", "file-name-key": "svid_key.pem", "file-name-ca": "bundle.pem"}, Attributes{Delivery: Delivery{Certificate: "svid.pem", Key: "svid_key.pem", CA: "bundle.pem"}}},
+		"both":                   {testDriver, map[string]string{"delivery": "both", "wait": "true"}, Attributes{}},
+		"socket":                 {testDriver, map[string]string{"delivery": "socket", "file-name-socket": "api.sock"}, Attributes{Delivery: Delivery{NoFiles: true, Socket: "api.sock"}}},
+		"files":                  {testDriver, map[string]string{"delivery": "files"}, Attributes{Delivery: Delivery{NoSocket: true}}},
+		"no wait":                {testDriver, map[string]string{"wait": "false"}, Attributes{NoWait: true}},
+		"issuance":               {testDriver, map[string]string{"key-type": "Ed25519", "duration": "90m", "renew-before": "1m30s"}, Attributes{KeyType: pki.Ed25519, Duration: 90 * time.Minute, RenewBefore: 90 * time.Second}},
+		"DNS name":               {testDriver, map[string]string{"dns-names": "web.shop.svc"}, Attributes{DNSNames: "web.shop.svc"}},
+		"DNS names in any order": {testDriver, map[string]string{"dns-names": " web.shop.svc , shop.svc\n,a"}, Attributes{DNSNames: "a,shop.svc,web.shop.svc"}},
+		"names":                  {testDriver, map[string]string{"file-name-certificate": "svid.pem", "file-name-key": "svid_key.pem", "file-name-ca": "bundle.pem"}, Attributes{Delivery: Delivery{Certificate: "svid.pem", Key: "svid_key.pem", CA: "bundle.pem"}}},
 		"other driver's name, predecessor's prefix": {"other.example", map[string]string{"wait": "false"}, Attributes{NoWait: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -236,6 +248,24 @@ func TestAttributesAreRead(t *testing.T) {
 	maps.Copy(r.VolumeContext, map[string]string{testDriver + "/wait": "true", "other.example/wait": "false"})
 	_, err := validator{driverName: "other.example"}.publish(r)
 	contains(t, err, "wait", `"true"`, `"false"`)
+}
+
+// Values are not repeated without bound: the message ends up in an Event.
+func TestLongValuesAreNotRepeatedInFull(t *testing.T) {
+	long := strings.Repeat("\x01", 5000)
+	for _, given := range []map[string]string{
+		{testDriver + "/dns-names": long},
+		{testDriver + "/dns-names": strings.Repeat("a,", 5000)},
+		{testDriver + "/dns-names": "a." + long, "other.example/dns-names": "b." + long},
+		{testDriver + "/delivery": long},
+	} {
+		r := validRequest()
+		maps.Copy(r.VolumeContext, given)
+		_, err := validator{driverName: "other.example"}.publish(r)
+		if err == nil || len(err.Error()) > 900 {
+			t.Errorf("%d bytes: %.1200v", len(fmt.Sprint(err)), err)
+		}
+	}
 }
 
 func TestTokenComesFromSecretsFirst(t *testing.T) {
@@ -311,6 +341,9 @@ func FuzzPublishRequest(f *testing.F) {
 		func(r *csipb.NodePublishVolumeRequest) {
 			maps.Copy(r.VolumeContext, map[string]string{testDriver + "/delivery": "socket", testDriver + "/file-name-socket": "a.sock"})
 		},
+		func(r *csipb.NodePublishVolumeRequest) {
+			r.VolumeContext[testDriver+"/dns-names"] = "b.example, a.example"
+		},
 		func(r *csipb.NodePublishVolumeRequest) { r.VolumeId = "../x" },
 		func(r *csipb.NodePublishVolumeRequest) { r.VolumeCapability = nil },
 	} {
@@ -351,6 +384,11 @@ func FuzzPublishRequest(f *testing.F) {
 		for _, name := range []string{d.Certificate, d.Key, d.CA, d.Socket} {
 			if name != "" && (!IsFileName(name) || filepath.Base(name) != name) {
 				t.Fatalf("file name %q", name)
+			}
+		}
+		for _, name := range v.Attributes.DNSNames.Names() {
+			if err := pki.CheckDNSName(name); err != nil {
+				t.Fatal(err)
 			}
 		}
 		if d.NoFiles && d.NoSocket || v.Attributes.Duration < 0 || v.Attributes.RenewBefore < 0 {

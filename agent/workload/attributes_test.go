@@ -77,7 +77,7 @@ func TestAttributesReachTheIssuer(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		w.issuer.life = 10 * time.Minute
 		v := cart("v")
-		v.Attributes = Attributes{KeyType: pki.P384, Duration: 10 * time.Minute, RenewBefore: time.Minute}
+		v.Attributes = Attributes{KeyType: pki.P384, Duration: 10 * time.Minute, RenewBefore: time.Minute, DNSNames: "a.shop,b.shop"}
 		if err := w.Publish(t.Context(), v); err != nil {
 			t.Fatal(err)
 		}
@@ -96,9 +96,9 @@ func TestAttributesReachTheIssuer(t *testing.T) {
 			t.Error("not renewed a minute before its end")
 		}
 		for _, r := range w.issuer.requests {
-			want, wantDuration := pki.P384, 10*time.Minute
+			want, wantDuration, wantNames := pki.P384, 10*time.Minute, pki.DNSNames("a.shop,b.shop")
 			if r.Volume == "plain" {
-				want, wantDuration = pki.P256, time.Minute
+				want, wantDuration, wantNames = pki.P256, time.Minute, ""
 			}
 			block, _ := pem.Decode(r.CSR)
 			csr, err := x509.ParseCertificateRequest(block.Bytes)
@@ -108,8 +108,37 @@ func TestAttributesReachTheIssuer(t *testing.T) {
 			if got, err := pki.KeyTypeOf(csr.PublicKey); err != nil || got != want || r.Duration != wantDuration {
 				t.Errorf("volume %s asked with a %s key for %s, want %s for %s", r.Volume, got, r.Duration, want, wantDuration)
 			}
+			if got, err := pki.NewDNSNames(csr.DNSNames...); err != nil || got != wantNames {
+				t.Errorf("volume %s asked for DNS names %q, want %q", r.Volume, csr.DNSNames, wantNames)
+			}
 		}
 	})
+}
+
+// An issuer that leaves DNS names out, or adds some, is not believed: the mount
+// fails and says by which rule.
+func TestOtherDNSNamesAreRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		asked, signed pki.DNSNames
+		rule          pki.Rule
+	}{
+		"left out": {"a.shop,b.shop", "a.shop", pki.RuleDNSNames},
+		"added":    {"a.shop", "a.shop,b.shop", pki.RuleExtraSAN},
+		"unasked":  {"", "a.shop", pki.RuleExtraSAN},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(t *testing.T, w *world) {
+				w.issuer.edit = func(template *x509.Certificate) { template.DNSNames = c.signed.Names() }
+				v := cart("v")
+				v.Attributes.DNSNames = c.asked
+				err := w.Publish(t.Context(), v)
+				var broken *pki.RuleError
+				if !errors.As(err, &broken) || broken.Rule != c.rule {
+					t.Errorf("%v, want it refused by rule %s", err, c.rule)
+				}
+			})
+		})
+	}
 }
 
 // What an operator allows may change while a volume is published.
@@ -163,6 +192,7 @@ func TestPublishWithOtherAttributesIsRefused(t *testing.T) {
 			"no group": func(v *Volume) { v.GID = nil },
 			"wait":     func(v *Volume) { v.Attributes.NoWait = true },
 			"name":     func(v *Volume) { v.Attributes.Delivery.Key = "other.key" },
+			"DNS name": func(v *Volume) { v.Attributes.DNSNames = "a.shop" },
 		} {
 			other := v
 			change(&other)

@@ -47,6 +47,9 @@ type Attributes struct {
 	// KeyType of the SVID, Duration asked for, RenewBefore its end.
 	KeyType               pki.KeyType
 	Duration, RenewBefore time.Duration
+	// DNSNames are to be in the certificate beside the SPIFFE ID, if the approver
+	// allows them.
+	DNSNames pki.DNSNames
 	// Delivery is Volumes' business and not looked at here.
 	Delivery Delivery
 }

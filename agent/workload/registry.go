@@ -229,7 +229,7 @@ func (r *Registry) obtain(ctx context.Context, v Volume, id spiffeid.ID, progres
 	if err != nil {
 		return nil, nil, err
 	}
-	csr, err := pki.NewCSR(key, id)
+	csr, err := pki.NewCSR(key, id, v.Attributes.DNSNames)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -239,7 +239,7 @@ func (r *Registry) obtain(ctx context.Context, v Volume, id spiffeid.ID, progres
 	if err != nil {
 		return nil, nil, err
 	}
-	svid, err = r.accept(issued, id, key)
+	svid, err = r.accept(issued, v, id, key)
 	if err != nil {
 		return nil, issued.Done, fmt.Errorf("CertificateRequest %s: %w", issued.Request, err)
 	}
@@ -264,7 +264,7 @@ func (r *Registry) duration(a Attributes) time.Duration {
 
 // accept verifies what the issuer returned. Where the bundle is learned from the
 // issuer, it is learned only after the chain proved good under it.
-func (r *Registry) accept(issued issue.Issued, id spiffeid.ID, key pki.PrivateKey) (*SVID, error) {
+func (r *Registry) accept(issued issue.Issued, v Volume, id spiffeid.ID, key pki.PrivateKey) (*SVID, error) {
 	chain, err := pki.ParseCertificates(issued.Chain)
 	if err != nil {
 		return nil, &pki.RuleError{Rule: pki.RuleChain, Detail: err.Error()}
@@ -276,7 +276,8 @@ func (r *Registry) accept(issued issue.Issued, id spiffeid.ID, key pki.PrivateKe
 			return nil, &pki.RuleError{Rule: pki.RuleNoBundle, Detail: err.Error()}
 		}
 	}
-	if err := pki.VerifySVID(chain, pki.Expectation{ID: id, Key: key, Now: time.Now(), Bundle: bundle}); err != nil {
+	want := pki.Expectation{ID: id, DNSNames: v.Attributes.DNSNames, Key: key, Now: time.Now(), Bundle: bundle}
+	if err := pki.VerifySVID(chain, want); err != nil {
 		return nil, err
 	}
 	if learns {

@@ -37,6 +37,9 @@ var (
 
 // scriptedIssuer answers each request with what the test puts in, or signs.
 type scriptedIssuer struct {
+	// edit, if not nil, changes what is signed. Set it before the first request.
+	edit func(*x509.Certificate)
+
 	ca   *x509.Certificate
 	key  pki.PrivateKey
 	life time.Duration
@@ -121,8 +124,11 @@ func (i *scriptedIssuer) sign(_ context.Context, r issue.IssueRequest) (issue.Is
 	serial, ca, key, name := int64(i.signed)+1, i.ca, i.key, i.name
 	i.mu.Unlock()
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial), URIs: csr.URIs, NotBefore: time.Now(), NotAfter: time.Now().Add(i.life),
+		SerialNumber: big.NewInt(serial), URIs: csr.URIs, DNSNames: csr.DNSNames, NotBefore: time.Now(), NotAfter: time.Now().Add(i.life),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	if i.edit != nil {
+		i.edit(template)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, ca, csr.PublicKey, key.Signer())
 	if err != nil {
@@ -440,7 +446,7 @@ func TestWrongCertificatesAreRefused(t *testing.T) {
 				if err != nil {
 					return issue.Issued{}, err
 				}
-				if r.CSR, err = pki.NewCSR(key, spiffeid.RequireFromString("spiffe://example.org/ns/shop/sa/admin")); err != nil {
+				if r.CSR, err = pki.NewCSR(key, spiffeid.RequireFromString("spiffe://example.org/ns/shop/sa/admin"), ""); err != nil {
 					return issue.Issued{}, err
 				}
 				return w.issuer.sign(ctx, r)

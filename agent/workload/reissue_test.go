@@ -83,7 +83,7 @@ func keyAndCSR(t *testing.T) (pki.PrivateKey, []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	csr, err := pki.NewCSR(key, cartSVID)
+	csr, err := pki.NewCSR(key, cartSVID, "")
 	if err != nil {
 		t.Fatal(err)
 	}

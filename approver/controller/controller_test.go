@@ -66,7 +66,7 @@ var testCSR = sync.OnceValue(func() []byte {
 	if err != nil {
 		panic(err)
 	}
-	csr, err := pki.NewCSR(key, spiffeid.RequireFromString(testID))
+	csr, err := pki.NewCSR(key, spiffeid.RequireFromString(testID), "")
 	if err != nil {
 		panic(err)
 	}

@@ -74,7 +74,7 @@ func policy(t testing.TB) Policy {
 func valid(t testing.TB) *cmapi.CertificateRequest {
 	t.Helper()
 	id := spiffeid.RequireFromString(testID)
-	csr, err := pki.NewCSR(testKey(), id)
+	csr, err := pki.NewCSR(testKey(), id, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func TestApproveEveryKeyType(t *testing.T) {
 				t.Fatal(err)
 			}
 			cr := valid(t)
-			cr.Spec.Request, err = pki.NewCSR(key, spiffeid.RequireFromString(testID))
+			cr.Spec.Request, err = pki.NewCSR(key, spiffeid.RequireFromString(testID), "")
 			if err != nil {
 				t.Fatal(err)
 			}

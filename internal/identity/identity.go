@@ -22,10 +22,10 @@ type Workload struct {
 	ServiceAccount string
 }
 
-// placeholders are the names that may stand in {{ }}, each a whole path segment.
+// The placeholders of templates, each a whole path segment.
 const (
-	placeholderNamespace      = "{{namespace}}"
-	placeholderServiceAccount = "{{serviceaccount}}"
+	PlaceholderNamespace      = "{{namespace}}"
+	PlaceholderServiceAccount = "{{serviceaccount}}"
 )
 
 // Template is a parsed SPIFFE ID path template. The zero value is not usable;
@@ -46,16 +46,16 @@ func ParseTemplate(s string) (Template, error) {
 	seen := map[string]int{}
 	for _, segment := range segments {
 		switch segment {
-		case placeholderNamespace, placeholderServiceAccount:
+		case PlaceholderNamespace, PlaceholderServiceAccount:
 			seen[segment]++
 			continue
 		}
 		if err := spiffeid.ValidatePathSegment(segment); err != nil {
 			return Template{}, fmt.Errorf("SPIFFE ID template %q: segment %q: %w; a placeholder (%s or %s) must be a whole segment",
-				s, segment, err, placeholderNamespace, placeholderServiceAccount)
+				s, segment, err, PlaceholderNamespace, PlaceholderServiceAccount)
 		}
 	}
-	for _, p := range []string{placeholderNamespace, placeholderServiceAccount} {
+	for _, p := range []string{PlaceholderNamespace, PlaceholderServiceAccount} {
 		if seen[p] != 1 {
 			return Template{}, fmt.Errorf("SPIFFE ID template %q: must contain %s exactly once, or two service accounts could share an identity", s, p)
 		}
@@ -78,9 +78,9 @@ func (t Template) ID(td spiffeid.TrustDomain, w Workload) (spiffeid.ID, error) {
 	path := make([]string, len(t.segments))
 	for i, segment := range t.segments {
 		switch segment {
-		case placeholderNamespace:
+		case PlaceholderNamespace:
 			segment = w.Namespace
-		case placeholderServiceAccount:
+		case PlaceholderServiceAccount:
 			segment = w.ServiceAccount
 		}
 		path[i] = segment

@@ -6,9 +6,10 @@
 //
 // It is pure: no files, no network, no clock of its own. Time is an argument.
 //
-// What it owns: the private key type, the set of key types, the shape of the CSR
-// (empty subject, exactly one URI SAN, critical as RFC 5280 4.1.2.6 demands of a
-// certificate without subject), the PEM forms of keys and chains, and the
+// What it owns: the private key type, the set of key types, which DNS names an
+// SVID may have beside its SPIFFE ID, the shape of the CSR (empty subject, one URI
+// SAN and those DNS names, critical as RFC 5280 4.1.2.6 demands of a certificate
+// without subject), the PEM forms of keys and chains, and the
 // verification of an issued chain against the X509-SVID standard, rule by rule.
 //
 // What it never does: trust an issuer. A chain is used only after VerifySVID

@@ -12,6 +12,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -150,7 +151,7 @@ func TestParsePrivateKeyPEMRefuses(t *testing.T) {
 
 func TestNewCSR(t *testing.T) {
 	for _, kt := range []KeyType{P256, P384, Ed25519} {
-		b, err := NewCSR(mustKey(t, kt), workloadID)
+		b, err := NewCSR(mustKey(t, kt), workloadID, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -177,15 +178,50 @@ func TestNewCSR(t *testing.T) {
 	}
 }
 
+func TestNewCSRWithDNSNames(t *testing.T) {
+	names, err := NewDNSNames("web.shop.svc", "shop.svc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := NewCSR(mustKey(t, P256), workloadID, names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(b)
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(csr.Extensions) != 1 || !csr.Extensions[0].Critical {
+		t.Fatalf("extensions %v, want the SAN alone and critical", csr.Extensions)
+	}
+	var got []asn1.RawValue
+	if rest, err := asn1.Unmarshal(csr.Extensions[0].Value, &got); err != nil || len(rest) != 0 {
+		t.Fatalf("SAN: %v", err)
+	}
+	want := []struct {
+		tag  int
+		name string
+	}{{6, workloadID.String()}, {2, "shop.svc"}, {2, "web.shop.svc"}}
+	if len(got) != len(want) {
+		t.Fatalf("%d names, want %d", len(got), len(want))
+	}
+	for i, w := range want {
+		if got[i].Tag != w.tag || got[i].Class != asn1.ClassContextSpecific || got[i].IsCompound || string(got[i].Bytes) != w.name {
+			t.Errorf("name %d is %+v, want %+v", i, got[i], w)
+		}
+	}
+}
+
 func TestNewCSRRefuses(t *testing.T) {
 	key := mustKey(t, P256)
-	if _, err := NewCSR(PrivateKey{}, workloadID); err == nil {
+	if _, err := NewCSR(PrivateKey{}, workloadID, ""); err == nil {
 		t.Error("no key: want an error")
 	}
-	if _, err := NewCSR(key, spiffeid.ID{}); err == nil {
+	if _, err := NewCSR(key, spiffeid.ID{}, ""); err == nil {
 		t.Error("no ID: want an error")
 	}
-	if _, err := NewCSR(key, spiffeid.RequireFromString("spiffe://example.org")); err == nil {
+	if _, err := NewCSR(key, spiffeid.RequireFromString("spiffe://example.org"), ""); err == nil {
 		t.Error("ID without a path: want an error")
 	}
 }

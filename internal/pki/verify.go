@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -24,7 +25,8 @@ const (
 	RuleOneURI      Rule = "one-uri-san"            // X509-SVID §2: exactly one URI SAN
 	RuleID          Rule = "spiffe-id"              // X509-SVID §2, SPIFFE-ID §2: a legal ID
 	RuleIDMatch     Rule = "spiffe-id-match"        // the ID is the one we asked for
-	RuleExtraSAN    Rule = "no-other-san"           // we asked for one URI and nothing else
+	RuleDNSNames    Rule = "dns-names"              // the DNS names that we asked for are there
+	RuleExtraSAN    Rule = "no-other-san"           // we asked for one URI, these DNS names and nothing else
 	RulePath        Rule = "leaf-has-path"          // X509-SVID §3.1: a leaf's ID has a non-root path
 	RuleSANCritical Rule = "san-critical"           // X509-SVID §3.1, RFC 5280 4.1.2.6
 	RuleLeafNotCA   Rule = "leaf-not-ca"            // X509-SVID §4.1, §5.2
@@ -56,6 +58,9 @@ func refuse(rule Rule, format string, args ...any) error {
 type Expectation struct {
 	// ID is the SPIFFE ID that was asked for.
 	ID spiffeid.ID
+	// DNSNames are the DNS names that were asked for; the certificate must have
+	// these and no others.
+	DNSNames DNSNames
 	// Key is the key that the certificate must be for.
 	Key PrivateKey
 	// Now is the present time.
@@ -112,15 +117,23 @@ func checkNames(leaf *x509.Certificate, want Expectation) error {
 	if id != want.ID {
 		return refuse(RuleIDMatch, "certificate is for %q, asked for %q", id, want.ID)
 	}
-	if len(leaf.DNSNames)+len(leaf.IPAddresses)+len(leaf.EmailAddresses) != 0 {
-		return refuse(RuleExtraSAN, "names that were not asked for: DNS %q, IP %v, e-mail %q", leaf.DNSNames, leaf.IPAddresses, leaf.EmailAddresses)
+	asked := want.DNSNames.Names()
+	for _, name := range asked {
+		if !slices.Contains(leaf.DNSNames, name) {
+			return refuse(RuleDNSNames, "DNS name %q was asked for and is not there: the issuer left it out", name)
+		}
 	}
-	return checkSANExtension(leaf)
+	extra := slices.DeleteFunc(slices.Clone(leaf.DNSNames), func(name string) bool { return slices.Contains(asked, name) })
+	if len(extra)+len(leaf.IPAddresses)+len(leaf.EmailAddresses) != 0 {
+		return refuse(RuleExtraSAN, "names that were not asked for: DNS %q, IP %v, e-mail %q", extra, leaf.IPAddresses, leaf.EmailAddresses)
+	}
+	return checkSANExtension(leaf, 1+len(asked))
 }
 
-// checkSANExtension looks at the raw extension: x509.Certificate drops name
-// kinds that it has no field for (otherName, directoryName, registeredID).
-func checkSANExtension(leaf *x509.Certificate) error {
+// checkSANExtension looks at the raw extension, which must hold so many names:
+// x509.Certificate drops name kinds that it has no field for (otherName,
+// directoryName, registeredID), and a name that is there twice was asked for once.
+func checkSANExtension(leaf *x509.Certificate, count int) error {
 	emptySubject := len(leaf.Subject.Names) == 0
 	for _, ext := range leaf.Extensions {
 		if !ext.Id.Equal(oidSubjectAltName) {
@@ -133,8 +146,8 @@ func checkSANExtension(leaf *x509.Certificate) error {
 		if rest, err := asn1.Unmarshal(ext.Value, &names); err != nil || len(rest) != 0 {
 			return refuse(RuleExtraSAN, "the SAN extension does not decode")
 		}
-		if len(names) != 1 {
-			return refuse(RuleExtraSAN, "%d subject alternative names, asked for one", len(names))
+		if len(names) != count {
+			return refuse(RuleExtraSAN, "%d subject alternative names, asked for %d", len(names), count)
 		}
 	}
 	return nil

@@ -144,6 +144,38 @@ func TestVerifySVIDRules(t *testing.T) {
 	}
 }
 
+// A certificate holds the DNS names that were asked for, in any order, and no
+// others.
+func TestVerifySVIDDNSNames(t *testing.T) {
+	root := newAuthority(t, nil, nil)
+	key := mustKey(t, P256)
+	bundle := x509bundle.FromX509Authorities(workloadID.TrustDomain(), []*x509.Certificate{root.cert})
+	for name, c := range map[string]struct {
+		asked DNSNames
+		holds []string
+		want  Rule
+	}{
+		"one":               {"a.shop", []string{"a.shop"}, ""},
+		"another order":     {"a.shop,b.shop", []string{"b.shop", "a.shop"}, ""},
+		"missing":           {"a.shop", nil, RuleDNSNames},
+		"one of two":        {"a.shop,b.shop", []string{"b.shop"}, RuleDNSNames},
+		"another":           {"a.shop", []string{"b.shop"}, RuleDNSNames},
+		"in upper case":     {"a.shop", []string{"A.shop"}, RuleDNSNames},
+		"wildcard for it":   {"a.shop", []string{"*.shop"}, RuleDNSNames},
+		"one more":          {"a.shop", []string{"a.shop", "b.shop"}, RuleExtraSAN},
+		"not asked for":     {"", []string{"a.shop"}, RuleExtraSAN},
+		"twice":             {"a.shop", []string{"a.shop", "a.shop"}, RuleExtraSAN},
+		"twice for another": {"a.shop,b.shop", []string{"a.shop", "a.shop"}, RuleDNSNames},
+	} {
+		t.Run(name, func(t *testing.T) {
+			template := leafTemplate()
+			template.DNSNames = c.holds
+			leaf := sign(t, template, root, key)
+			checkRule(t, VerifySVID([]*x509.Certificate{leaf}, Expectation{ID: workloadID, DNSNames: c.asked, Key: key, Now: epoch, Bundle: bundle}), c.want)
+		})
+	}
+}
+
 func checkRule(t *testing.T, err error, want Rule) {
 	t.Helper()
 	if want == "" {

@@ -138,7 +138,7 @@ func (i *Issuer) Issue(ctx context.Context, r issue.IssueRequest) (issue.Issued,
 		return issue.Issued{}, fmt.Errorf("sign %s: %w: %w", r.ID, issue.ErrDenied, err)
 	}
 	root := i.present()
-	leaf, err := root.sign(csr.PublicKey, r.ID, r.Duration, time.Now())
+	leaf, err := root.sign(csr, r.ID, r.Duration, time.Now())
 	if err != nil {
 		return issue.Issued{}, fmt.Errorf("sign %s: %w: %w", r.ID, issue.ErrFailed, err)
 	}
@@ -170,8 +170,11 @@ func (i *Issuer) check(r issue.IssueRequest) (*x509.CertificateRequest, error) {
 	if _, err := pki.KeyTypeOf(csr.PublicKey); err != nil {
 		return nil, err
 	}
-	if len(csr.DNSNames)+len(csr.IPAddresses)+len(csr.EmailAddresses) > 0 || len(csr.URIs) != 1 {
-		return nil, errors.New("CSR must name exactly one URI and nothing else")
+	if len(csr.IPAddresses)+len(csr.EmailAddresses) > 0 || len(csr.URIs) != 1 {
+		return nil, errors.New("CSR must name exactly one URI, and beside it DNS names alone")
+	}
+	if _, err := pki.NewDNSNames(csr.DNSNames...); err != nil {
+		return nil, err
 	}
 	if got := csr.URIs[0].String(); got != r.ID.String() {
 		return nil, fmt.Errorf("CSR asks for %q", got)
@@ -179,8 +182,8 @@ func (i *Issuer) check(r issue.IssueRequest) (*x509.CertificateRequest, error) {
 	return csr, nil
 }
 
-// sign makes a leaf for a public key (X509-SVID section 4).
-func (a authority) sign(pub crypto.PublicKey, id spiffeid.ID, lifetime time.Duration, now time.Time) (*x509.Certificate, error) {
+// sign makes a leaf for a request that was checked (X509-SVID section 4).
+func (a authority) sign(csr *x509.CertificateRequest, id spiffeid.ID, lifetime time.Duration, now time.Time) (*x509.Certificate, error) {
 	serial, err := newSerial()
 	if err != nil {
 		return nil, err
@@ -193,7 +196,7 @@ func (a authority) sign(pub crypto.PublicKey, id spiffeid.ID, lifetime time.Dura
 		return nil, fmt.Errorf("the root expired at %s", a.cert.NotAfter.UTC().Format(time.RFC3339))
 	}
 	usage := x509.KeyUsageDigitalSignature
-	if _, ok := pub.(*rsa.PublicKey); ok {
+	if _, ok := csr.PublicKey.(*rsa.PublicKey); ok {
 		usage |= x509.KeyUsageKeyEncipherment
 	}
 	return create(&x509.Certificate{
@@ -201,10 +204,11 @@ func (a authority) sign(pub crypto.PublicKey, id spiffeid.ID, lifetime time.Dura
 		NotBefore:             now.Add(-backdate),
 		NotAfter:              notAfter,
 		URIs:                  []*url.URL{id.URL()},
+		DNSNames:              csr.DNSNames,
 		BasicConstraintsValid: true,
 		KeyUsage:              usage,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, a.cert, pub, a.key)
+	}, a.cert, csr.PublicKey, a.key)
 }
 
 func create(template, parent *x509.Certificate, pub crypto.PublicKey, key pki.PrivateKey) (*x509.Certificate, error) {

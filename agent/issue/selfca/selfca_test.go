@@ -39,7 +39,7 @@ func keyAndCSR(t testing.TB, kt pki.KeyType, id spiffeid.ID) (pki.PrivateKey, []
 	if err != nil {
 		t.Fatal(err)
 	}
-	csr, err := pki.NewCSR(key, id)
+	csr, err := pki.NewCSR(key, id, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +73,30 @@ func TestIssuedSVIDVerifies(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestDNSNamesAreSigned(t *testing.T) {
+	i := newIssuer(t, Options{})
+	key, err := pki.GenerateKey(pki.P256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := pki.NewCSR(key, web, "a.shop,b.shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := i.Issue(t.Context(), issue.IssueRequest{ID: web, CSR: csr, Duration: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := pki.ParseCertificates(got.Chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := pki.Expectation{ID: web, DNSNames: "a.shop,b.shop", Key: key, Now: time.Now(), Bundle: i.Bundle()}
+	if err := pki.VerifySVID(chain, want); err != nil {
+		t.Error(err)
 	}
 }
 
