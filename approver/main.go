@@ -106,7 +106,7 @@ func run(ctx context.Context, c *config, stderr io.Writer) error {
 	p := c.controller.Policy
 	log.Info("starting", "version", version, "driver", p.Driver, "trust_domain", p.TrustDomain.Name(), "template", p.Template.String(),
 		"duration", p.Duration.String(), "duration_min", cmp.Or(p.MinDuration, p.Duration).String(), "duration_max", cmp.Or(p.MaxDuration, p.Duration).String(), "issuers", fmt.Sprint(p.Issuers), "agent", p.AgentUsername, "pods_may_request", p.AllowPod,
-		"approve_non_spiffe", p.ApproveNonSPIFFE)
+		"dns_suffixes", p.DNSSuffixes.String(), "approve_non_spiffe", p.ApproveNonSPIFFE)
 	if err := mgr.Start(ctx); err != nil {
 		return fmt.Errorf("run the approver: %w", err)
 	}

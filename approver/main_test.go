@@ -47,7 +47,7 @@ func TestDefaults(t *testing.T) {
 	}
 	if p.Driver != "spiffe.csi.cert-manager.io" || p.TrustDomain.Name() != "cluster.local" || p.Duration != time.Hour ||
 		!slices.Equal(p.KeyTypes, pki.KeyTypes()) || p.AgentUsername != "system:serviceaccount:signet-system:signet-agent" ||
-		p.AllowPod || p.ApproveNonSPIFFE || p.Template.String() != "/ns/{{namespace}}/sa/{{serviceaccount}}" {
+		p.AllowPod || p.ApproveNonSPIFFE || !p.DNSSuffixes.IsZero() || p.Template.String() != "/ns/{{namespace}}/sa/{{serviceaccount}}" {
 		t.Errorf("policy %+v", p)
 	}
 	if want := []cmmeta.IssuerReference{{Name: "my-spiffe-ca", Kind: "ClusterIssuer", Group: "cert-manager.io"}}; !cmp.Equal(p.Issuers, want) {
@@ -71,6 +71,7 @@ func TestEveryFlagIsUsed(t *testing.T) {
 		"--certificate-request-duration-min=1m", "--certificate-request-duration-max=10m",
 		"--issuer-name=n", "--issuer-kind=AWSPCAClusterIssuer", "--issuer-group=awspca.cert-manager.io",
 		"--runtime-issuance-config-map-name=cm", "--runtime-issuance-config-map-namespace=ns", "--allowed-key-types=P-384,RSA-4096",
+		"--allowed-dns-suffixes={{namespace}}.svc,{{namespace}}.svc.cluster.local", "--allowed-dns-suffixes={{serviceaccount}}.{{namespace}}.example.org",
 		"--requester=both", "--auto-approve-non-spiffe", "--concurrent-reconciles=3", "--leader-election-namespace=le",
 		"--readiness-probe-bind-address=127.0.0.1:1", "--metrics-bind-address=0", "-v", "4", "--log-format=json",
 		"--kubeconfig="+kubeconfig, "--server=https://b.example", "--token=t")
@@ -80,7 +81,8 @@ func TestEveryFlagIsUsed(t *testing.T) {
 	p, o := c.controller.Policy, c.controller
 	if p.Driver != "signet.example.org" || p.TrustDomain.Name() != "example.org" || p.Duration != 5*time.Minute ||
 		p.MinDuration != time.Minute || p.MaxDuration != 10*time.Minute ||
-		!slices.Equal(p.KeyTypes, []pki.KeyType{pki.P384, pki.RSA4096}) || !p.AllowPod || p.AgentUsername == "" || !p.ApproveNonSPIFFE {
+		!slices.Equal(p.KeyTypes, []pki.KeyType{pki.P384, pki.RSA4096}) || !p.AllowPod || p.AgentUsername == "" || !p.ApproveNonSPIFFE ||
+		p.DNSSuffixes.String() != "{{namespace}}.svc,{{namespace}}.svc.cluster.local,{{serviceaccount}}.{{namespace}}.example.org" {
 		t.Errorf("policy %+v", p)
 	}
 	if want := []cmmeta.IssuerReference{{Name: "n", Kind: "AWSPCAClusterIssuer", Group: "awspca.cert-manager.io"}}; !cmp.Equal(p.Issuers, want) {
@@ -151,6 +153,8 @@ func TestWrongFlags(t *testing.T) {
 		"--issuer-name=", "--issuer-kind=", "--issuer-group=",
 		"--runtime-issuance-config-map-name=cm", "--runtime-issuance-config-map-namespace=ns",
 		"--allowed-key-types=P-521", "--allowed-key-types=",
+		"--allowed-dns-suffixes=svc.cluster.local", "--allowed-dns-suffixes=ns-{{namespace}}.svc", "--allowed-dns-suffixes=.{{namespace}}.svc",
+		"--allowed-dns-suffixes={{namespace}}.svc,", "--allowed-dns-suffixes={{namespace}}.local,{{namespace}}.svc.cluster.local",
 		"--concurrent-reconciles=0", "--concurrent-reconciles=1001", "--concurrent-reconciles=x",
 		"--leader-election-namespace=", "--leader-election-namespace=a.b",
 		"--readiness-probe-bind-address=6060", "--readiness-probe-bind-address=", "--readiness-probe-bind-address=:x", "--readiness-probe-bind-address=:70000",

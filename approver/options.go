@@ -51,7 +51,7 @@ type options struct {
 	issuerName, issuerKind, issuerGroup   string
 	runtimeConfigMap, runtimeNamespace    string
 	duration, minDuration, maxDuration    time.Duration
-	keyTypes                              []string
+	keyTypes, dnsSuffixes                 []string
 	requester, agentUsername              string
 	useOwnServiceAccount                  bool
 	autoApproveNonSPIFFE                  bool
@@ -87,6 +87,7 @@ func (o *options) addPolicyFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.runtimeConfigMap, "runtime-issuance-config-map-name", "", "ConfigMap that may name one more issuer (keys issuer-name, issuer-kind, issuer-group), read while running")
 	flags.StringVar(&o.runtimeNamespace, "runtime-issuance-config-map-namespace", "", "Namespace of that ConfigMap")
 	flags.StringSliceVar(&o.keyTypes, "allowed-key-types", keyTypeNames(), "Key types that requests may have")
+	flags.StringSliceVar(&o.dnsSuffixes, "allowed-dns-suffixes", nil, `Which DNS names pods may have beside their SPIFFE ID (volume attribute dns-names): those that are, or end in a dot and, one of these suffixes. Each must have {{namespace}} as a whole label; with {{serviceaccount}} as one too it is for that account alone, and for none with a dot in its name. Example: "{{namespace}}.svc.cluster.local". By default no DNS name is allowed`)
 	flags.StringVar(&o.requester, flagRequester, string(request.RequesterAgent), `Who may ask: "agent" (for the pods of its node), "pod" (a service account for itself) or "both"`)
 	flags.StringVar(&o.agentUsername, flagDriverServiceAccount, "", `User name of the agent, "system:serviceaccount:NAMESPACE:NAME"; needed when the agent may ask`)
 	flags.BoolVar(&o.useOwnServiceAccount, flagUseOwnServiceAccount, true, "csi-driver-spiffe's spelling: true is --requester=agent, false is --requester=pod")
@@ -167,6 +168,9 @@ func (o *options) policy(flags *pflag.FlagSet) (evaluate.Policy, error) {
 	}
 	if p.KeyTypes, err = parseKeyTypes(o.keyTypes); err != nil {
 		return p, err
+	}
+	if p.DNSSuffixes, err = evaluate.ParseDNSSuffixes(o.dnsSuffixes...); err != nil {
+		return p, observe.Usagef("--allowed-dns-suffixes: %v", err)
 	}
 	if p.Template, err = identity.ParseTemplate(identity.DefaultTemplate); err != nil {
 		return p, err

@@ -18,8 +18,8 @@ import (
 	"github.com/signet-spiffe/signet/internal/pki"
 )
 
-// maxCSRBytes bounds the work on one request. A CSR with an RSA-4096 key and the
-// longest SPIFFE ID has under 6 KiB.
+// maxCSRBytes bounds the work on one request. A CSR with an RSA-4096 key, the
+// longest SPIFFE ID and the longest DNS names has under 12 KiB.
 const maxCSRBytes = 16 << 10
 
 const csrPEMType = "CERTIFICATE REQUEST"
@@ -33,31 +33,37 @@ var (
 	oidClientAuth       = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 2}
 )
 
-// checkCSR holds the rules on the CSR and returns the one URI it asks for, byte
-// for byte. The encoding is walked here, and not left to x509 alone, because
+// names are those that a CSR asks for: one URI, byte for byte, and DNS names.
+type names struct {
+	uri string
+	dns pki.DNSNames
+}
+
+// checkCSR holds the rules on the CSR and returns the names that it asks for. The
+// encoding is walked here, and not left to x509 alone, because
 // crypto/x509 skips attributes it cannot read, and issuers other than
 // cert-manager's own may read them.
-func checkCSR(request []byte, keyTypes []pki.KeyType) (uri string, d *denial) {
+func checkCSR(request []byte, keyTypes []pki.KeyType) (names, *denial) {
 	der, d := decodePEM(request)
 	if d != nil {
-		return "", d
+		return names{}, d
 	}
 	extensions, d := walk(der)
 	if d != nil {
-		return "", d
+		return names{}, d
 	}
-	uri, d = checkExtensions(extensions)
+	found, d := checkExtensions(extensions)
 	if d != nil {
-		return "", d
+		return names{}, d
 	}
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
-		return "", deny(RuleEncoding, "the CSR cannot be parsed: %s", quote(err.Error()))
+		return names{}, deny(RuleEncoding, "the CSR cannot be parsed: %s", quote(err.Error()))
 	}
 	if err := csr.CheckSignature(); err != nil {
-		return "", deny(RuleSignature, "the CSR's signature does not match its key: %s", quote(err.Error()))
+		return names{}, deny(RuleSignature, "the CSR's signature does not match its key: %s", quote(err.Error()))
 	}
-	return uri, checkKey(csr, keyTypes)
+	return found, checkKey(csr, keyTypes)
 }
 
 // decodePEM accepts one PEM block between optional white space. pem.Decode alone
@@ -163,14 +169,14 @@ func skipCritical(body *cryptobyte.String) bool {
 	return body.ReadASN1Boolean(&critical) && critical
 }
 
-// checkExtensions returns the one URI of the SAN.
-func checkExtensions(extensions []extension) (uri string, d *denial) {
+// checkExtensions returns the names in the SAN.
+func checkExtensions(extensions []extension) (found names, d *denial) {
 	hasSAN := false
 	for _, ext := range extensions {
 		switch {
 		case ext.id.Equal(oidSubjectAltName):
 			hasSAN = true
-			uri, d = checkSAN(ext.value)
+			found, d = checkSAN(ext.value)
 		case ext.id.Equal(oidKeyUsage):
 			d = checkKeyUsage(ext.value)
 		case ext.id.Equal(oidExtKeyUsage):
@@ -179,47 +185,61 @@ func checkExtensions(extensions []extension) (uri string, d *denial) {
 			d = deny(RuleExtensions, "the CSR asks for extension %s, allowed are subject alternative name, key usage and extended key usage", quote(ext.id.String()))
 		}
 		if d != nil {
-			return "", d
+			return names{}, d
 		}
 	}
 	if !hasSAN {
-		return "", deny(RuleSAN, "the CSR has no subject alternative name, it must have one URI, the SPIFFE ID (X509-SVID §2)")
+		return names{}, deny(RuleSAN, "the CSR has no subject alternative name, it must have one URI, the SPIFFE ID (X509-SVID §2)")
 	}
-	return uri, nil
+	return found, nil
 }
 
 // The GeneralName alternatives (RFC 5280 4.2.1.6), by context tag.
 var nameKinds = []string{"otherName", "e-mail address", "DNS name", "X.400 address", "directory name", "EDI party name", "URI", "IP address", "registered ID"}
 
-const tagURI = 6
+const (
+	tagDNS = cbasn1.Tag(2) | classContextSpecific
+	tagURI = cbasn1.Tag(6) | classContextSpecific
 
-// checkSAN accepts a sequence of exactly one URI.
-func checkSAN(value cryptobyte.String) (uri string, d *denial) {
-	var names cryptobyte.String
-	if !value.ReadASN1(&names, cbasn1.SEQUENCE) || !value.Empty() {
-		return "", deny(RuleSAN, "the subject alternative name is not a DER sequence")
+	classContextSpecific = 0x80
+)
+
+// checkSAN accepts a sequence of exactly one URI and a set of DNS names, in any
+// order. Which DNS names may be asked for is checkDNSNames's to say.
+func checkSAN(value cryptobyte.String) (names, *denial) {
+	var list cryptobyte.String
+	if !value.ReadASN1(&list, cbasn1.SEQUENCE) || !value.Empty() {
+		return names{}, deny(RuleSAN, "the subject alternative name is not a DER sequence")
 	}
-	count := 0
-	for ; !names.Empty(); count++ {
+	var uris, dns []string
+	for !list.Empty() {
 		var name cryptobyte.String
 		var tag cbasn1.Tag
-		if !names.ReadAnyASN1(&name, &tag) {
-			return "", deny(RuleSAN, "the subject alternative name is not a DER sequence of names")
+		if !list.ReadAnyASN1(&name, &tag) {
+			return names{}, deny(RuleSAN, "the subject alternative name is not a DER sequence of names")
 		}
-		if tag != cbasn1.Tag(tagURI).ContextSpecific() {
-			return "", deny(RuleSAN, "the subject alternative name holds %s, allowed is one URI alone (X509-SVID §2)", nameKind(tag))
+		switch tag {
+		case tagURI:
+			uris = append(uris, string(name))
+		case tagDNS:
+			dns = append(dns, string(name))
+		default:
+			return names{}, deny(RuleSAN, "the subject alternative name holds %s, allowed are one URI (X509-SVID §2) and DNS names", nameKind(tag))
 		}
-		uri = string(name)
 	}
-	if count != 1 {
-		return "", deny(RuleSAN, "the subject alternative name holds %d URIs, allowed is exactly one (X509-SVID §2)", count)
+	if len(uris) != 1 {
+		return names{}, deny(RuleSAN, "the subject alternative name holds %d URIs, allowed is exactly one (X509-SVID §2)", len(uris))
 	}
-	return uri, nil
+	set, err := pki.NewDNSNames(dns...)
+	if err != nil {
+		return names{}, deny(RuleSAN, "in the subject alternative name, %v", err)
+	}
+	return names{uri: uris[0], dns: set}, nil
 }
 
 func nameKind(tag cbasn1.Tag) string {
-	const number, contextSpecific = 0x1f, 0x80
-	if n := int(tag & number); tag&contextSpecific != 0 && n < len(nameKinds) {
+	const number = 0x1f
+	if n := int(tag & number); tag&classContextSpecific != 0 && n < len(nameKinds) {
 		return "a name of kind " + quote(nameKinds[n])
 	}
 	return fmt.Sprintf("an unknown name (tag %#x)", uint8(tag))

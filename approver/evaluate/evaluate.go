@@ -35,7 +35,7 @@ const (
 	RuleSubject     Rule = "csr-subject"         // the subject is empty
 	RuleExtensions  Rule = "csr-extensions"      // SAN, key usage and extended key usage only, each once
 	RuleKeyUsage    Rule = "csr-key-usage"       // key usages are a subset of the SVID's
-	RuleSAN         Rule = "csr-san"             // the SAN holds one URI and no other name
+	RuleSAN         Rule = "csr-san"             // the SAN holds one URI and, beside it, DNS names alone
 	RuleKeyType     Rule = "key-type"            // algorithm and size are allowed
 	RuleSPIFFEID    Rule = "spiffe-id"           // the URI is a canonical SPIFFE ID
 	RuleTrustDomain Rule = "trust-domain"        // of the policy's trust domain
@@ -43,6 +43,7 @@ const (
 	RuleRequester   Rule = "requester"           // who may ask
 	RuleToken       Rule = "requester-token"     // what the requester's token must say
 	RuleIdentity    Rule = "identity"            // the ID is that of the pod or of the requester
+	RuleDNSNames    Rule = "csr-dns-names"       // the DNS names are the policy's for the pod or the requester
 	RulePodExists   Rule = "pod-exists"
 	RulePodUID      Rule = "pod-uid"
 	RulePodNode     Rule = "pod-node"
@@ -116,6 +117,9 @@ type Policy struct {
 	MinDuration, MaxDuration time.Duration
 	// KeyTypes lists the allowed keys.
 	KeyTypes []pki.KeyType
+	// DNSSuffixes say which DNS names a workload may have beside its SPIFFE ID. The
+	// zero value allows none.
+	DNSSuffixes DNSSuffixes
 	// AgentUsername is the full user name of the agent's service account. With it
 	// the agent may ask for the pods of its own node; empty switches that off.
 	AgentUsername string
@@ -250,13 +254,16 @@ func evaluateSPIFFE(cr *cmapi.CertificateRequest, f Facts, p Policy) Verdict {
 	if d != nil {
 		return d.verdict(spiffeid.ID{})
 	}
-	uri, d := checkCSR(cr.Spec.Request, p.KeyTypes)
+	names, d := checkCSR(cr.Spec.Request, p.KeyTypes)
 	if d != nil {
 		return d.verdict(spiffeid.ID{})
 	}
-	id, d := checkID(uri, cr.Annotations[request.AnnotationIdentity], p.TrustDomain)
+	id, d := checkID(names.uri, cr.Annotations[request.AnnotationIdentity], p.TrustDomain)
 	if d != nil {
 		return d.verdict(spiffeid.ID{})
 	}
-	return evaluateRequester(cr, owner, id, f, p)
+	if d := checkDNSNamesOn(names.dns, p); d != nil {
+		return d.verdict(id)
+	}
+	return evaluateRequester(cr, owner, asked{id, names.dns}, f, p)
 }

@@ -346,6 +346,14 @@ func name(tag int, content string) asn1.RawValue {
 
 func uri(s string) asn1.RawValue { return name(6, s) }
 
+func dnsNames(n int) []asn1.RawValue {
+	var names []asn1.RawValue
+	for i := range n {
+		names = append(names, name(2, fmt.Sprintf("a%d.example", i)))
+	}
+	return names
+}
+
 func san(names ...asn1.RawValue) pkix.Extension {
 	e := ext(oidSubjectAltName, must(asn1.Marshal(names)))
 	e.Critical = true
@@ -524,9 +532,24 @@ func TestDenyCSR(t *testing.T) {
 		{"no extension", RuleSAN, csrWith(), []string{"no subject alternative name"}},
 		{"no attributes", RuleSAN, resigned(func(i *rawInfo) { i.Attributes = nil }), nil},
 		{"no name", RuleSAN, csrWith(san()), []string{"0 URIs"}},
-		{"DNS name", RuleSAN, csrWith(san(uri(testID), name(2, "a.example"))), []string{"DNS name"}},
-		{"DNS name first", RuleSAN, csrWith(san(name(2, "a.example"), uri(testID))), []string{"DNS name"}},
-		{"DNS name alone", RuleSAN, csrWith(san(name(2, "a.example"))), nil},
+		{"DNS name alone", RuleSAN, csrWith(san(name(2, "a.example"))), []string{"0 URIs"}},
+		{"DNS name twice", RuleSAN, csrWith(san(uri(testID), name(2, "a.example"), name(2, "a.example"))), []string{"twice"}},
+		{"DNS name twice, apart", RuleSAN, csrWith(san(name(2, "a.example"), uri(testID), name(2, "b.example"), name(2, "a.example"))), []string{"twice"}},
+		{"DNS name in upper case", RuleSAN, csrWith(san(uri(testID), name(2, "A.example"))), []string{`label "A"`}},
+		{"DNS name with wildcard", RuleSAN, csrWith(san(uri(testID), name(2, "*.example"))), []string{`label "*"`}},
+		{"DNS name with final dot", RuleSAN, csrWith(san(uri(testID), name(2, "a.example."))), []string{`label ""`}},
+		{"empty DNS name", RuleSAN, csrWith(san(uri(testID), name(2, ""))), []string{"empty"}},
+		{"DNS name with NUL", RuleSAN, csrWith(san(uri(testID), name(2, "a.example\x00.evil"))), []string{`\x00`}},
+		{"DNS name with a comma", RuleSAN, csrWith(san(uri(testID), name(2, "a.example,b.example"))), nil},
+		{"DNS name that is an IPv4 address", RuleSAN, csrWith(san(uri(testID), name(2, "10.0.0.1"))), []string{"number"}},
+		{"DNS name that is an IPv4 address in short", RuleSAN, csrWith(san(uri(testID), name(2, "127.0x1"))), []string{"number"}},
+		{"DNS name that is an IPv6 address", RuleSAN, csrWith(san(uri(testID), name(2, "::1"))), nil},
+		{"DNS name with a long label", RuleSAN, csrWith(san(uri(testID), name(2, strings.Repeat("a", 64)+".example"))), nil},
+		{"DNS name that is too long", RuleSAN, csrWith(san(uri(testID), name(2, strings.Repeat("a.", 124)+"longer"))), []string{"254", "253"}},
+		{"too many DNS names", RuleSAN, csrWith(san(append(dnsNames(17), uri(testID))...)), []string{"17", "16"}},
+		{"DNS name in constructed form", RuleSAN, csrWith(san(uri(testID), asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 2, IsCompound: true, Bytes: []byte("a.example")})), nil},
+		{"IP address beside a DNS name", RuleSAN, csrWith(san(uri(testID), name(2, "a.example"), name(7, "\x0a\x00\x00\x01"))), []string{"IP address"}},
+		{"EDI party name", RuleSAN, csrWith(san(uri(testID), asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 5, IsCompound: true, Bytes: []byte{0x81, 0}})), []string{"EDI party name"}},
 		{"IP address", RuleSAN, csrWith(san(uri(testID), name(7, string(net.IPv4(10, 0, 0, 1).To4())))), []string{"IP address"}},
 		{"e-mail address", RuleSAN, csrWith(san(uri(testID), name(1, "a@b.example"))), []string{"e-mail address"}},
 		{"other name", RuleSAN, csrWith(san(uri(testID), asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: []byte{6, 1, 42}})), nil},
@@ -564,6 +587,10 @@ func TestDenyCSR(t *testing.T) {
 		{"other trust domain", RuleTrustDomain, csrWith(san(uri("spiffe://example.com/ns/shop/sa/cart"))), []string{"example.com", "example.org"}},
 		{"trust domain with a suffix", RuleTrustDomain, csrWith(san(uri("spiffe://example.org.evil/ns/shop/sa/cart"))), nil},
 
+		// DNS names are well formed, but nobody switched them on.
+		{"DNS name", RuleDNSNames, csrWith(san(uri(testID), name(2, "a.example"))), []string{"a.example", "none", "--allowed-dns-suffixes"}},
+		{"DNS name first", RuleDNSNames, csrWith(san(name(2, "a.example"), uri(testID))), nil},
+
 		// Keys.
 		{"P-521", RuleKeyType, csrFrom(x509.CertificateRequest{ExtraExtensions: []pkix.Extension{san(uri(testID))}}, must(ecdsa.GenerateKey(elliptic.P521(), rand.Reader))), []string{"P-521"}},
 		{"P-224", RuleKeyType, csrFrom(x509.CertificateRequest{ExtraExtensions: []pkix.Extension{san(uri(testID))}}, must(ecdsa.GenerateKey(elliptic.P224(), rand.Reader))), []string{"P-224"}},
@@ -574,8 +601,8 @@ func TestDenyCSR(t *testing.T) {
 			cr.Spec.Request = c.csr
 			// Where the URI can be read, the annotation agrees with it, so that the
 			// rule under test is the one that speaks.
-			if u, d := checkCSR(c.csr, pki.KeyTypes()); d == nil {
-				cr.Annotations[request.AnnotationIdentity] = u
+			if found, d := checkCSR(c.csr, pki.KeyTypes()); d == nil {
+				cr.Annotations[request.AnnotationIdentity] = found.uri
 			}
 			wantDenied(t, Evaluate(Request{cr}, Facts{Now: testNow, Pod: &pod}, policy(t)), c.rule, c.says...)
 		})

@@ -6,7 +6,10 @@ package evaluate
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/pem"
+	"slices"
+	"strings"
 	"testing"
 
 	certpki "github.com/cert-manager/cert-manager/pkg/util/pki"
@@ -25,8 +28,13 @@ func FuzzEvaluate(f *testing.F) {
 	f.Add(csrWith(san(uri(testID), uri("spiffe://example.org/x"))), testID, testAgent, "node-a")
 	f.Add(csrWith(san(uri(testID)), keyUsageExt(0x80, 1), ekuExt(oidServerAuth)), testID, testAgent, "node-a")
 	f.Add(append(bytes.Clone(good), good...), testID, testAgent, "node-a")
+	for _, dns := range []string{"shop.svc.cluster.local", "web.shop.svc.cluster.local", "web.kube-system.svc.cluster.local", "webshop.svc.cluster.local", "*.shop.svc.cluster.local", ".shop.svc.cluster.local"} {
+		f.Add(csrWith(san(uri(testID), name(2, dns))), testID, testAgent, "node-a")
+		f.Add(csrWith(san(name(2, dns), uri(testID), name(2, "x.shop.svc.cluster.local"))), testID, testAgent, "node-a")
+	}
 	f.Add([]byte("-----BEGIN CERTIFICATE REQUEST-----\n"), "", "", "")
 	p := policy(f)
+	p.DNSSuffixes = suffixes(f, "{{namespace}}.svc.cluster.local")
 	f.Fuzz(func(t *testing.T, csr []byte, annotation, username, node string) {
 		cr, pod := valid(t), validPod()
 		cr.Spec.Request = csr
@@ -51,6 +59,11 @@ func FuzzCSR(f *testing.F) {
 		csrWith(san(uri(testID))),
 		csrWith(san(uri(testID)), keyUsageExt(0xa0, 3), ekuExt(oidServerAuth, oidClientAuth)),
 		csrWith(san(uri(testID), name(2, "a.example"))),
+		csrWith(san(name(2, "b.example"), uri(testID), name(2, "a.example"))),
+		csrWith(san(uri(testID), name(2, "A.example"))),
+		csrWith(san(uri(testID), name(2, "a.example"), name(2, "a.example"))),
+		csrWith(san(uri(testID), name(2, "10.0.0.1"))),
+		csrWith(san(append(dnsNames(17), uri(testID))...)),
 		resigned(func(i *rawInfo) { i.Attributes = nil }),
 	} {
 		block, _ := pem.Decode(csr)
@@ -58,7 +71,7 @@ func FuzzCSR(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, der []byte) {
 		csr := toPEM(der)
-		uri, d := checkCSR(csr, pki.KeyTypes())
+		found, d := checkCSR(csr, pki.KeyTypes())
 		if d != nil {
 			checkVerdict(t, d.verdict(spiffeid.ID{}))
 			return
@@ -67,8 +80,9 @@ func FuzzCSR(f *testing.F) {
 		if err != nil {
 			t.Fatalf("accepted, but cert-manager refuses: %v", err)
 		}
-		if len(parsed.URIs) != 1 || len(parsed.DNSNames)+len(parsed.IPAddresses)+len(parsed.EmailAddresses) != 0 {
-			t.Fatalf("accepted %q, cert-manager reads %v %v %v %v", uri, parsed.URIs, parsed.DNSNames, parsed.IPAddresses, parsed.EmailAddresses)
+		dns, err := pki.NewDNSNames(parsed.DNSNames...)
+		if err != nil || dns != found.dns || len(parsed.URIs) != 1 || len(parsed.IPAddresses)+len(parsed.EmailAddresses) != 0 {
+			t.Fatalf("accepted %q, cert-manager reads %v %v %v %v", found, parsed.URIs, parsed.DNSNames, parsed.IPAddresses, parsed.EmailAddresses)
 		}
 	})
 }
@@ -79,17 +93,39 @@ func FuzzSAN(f *testing.F) {
 	f.Add(san(uri("spiffe://example.org")).Value)
 	f.Add(san(uri(testID + "?")).Value)
 	f.Add(san(uri(testID), name(2, "a")).Value)
+	f.Add(san(name(2, "b.a"), uri(testID), name(2, "a")).Value)
+	f.Add(san(uri(testID), name(2, "A")).Value)
+	f.Add(san(uri(testID), name(2, "a"), name(2, "a")).Value)
+	f.Add(san(uri(testID), name(2, "a,b")).Value)
+	f.Add(san(append(dnsNames(17), uri(testID))...).Value)
 	f.Fuzz(func(t *testing.T, value []byte) {
-		raw, d := checkSAN(value)
+		found, d := checkSAN(value)
 		if d != nil {
 			return
 		}
-		id, d := checkID(raw, raw, testTD)
+		id, d := checkID(found.uri, found.uri, testTD)
 		if d != nil {
 			return
 		}
-		if !bytes.Equal(value, san(uri(id.String())).Value) {
-			t.Fatalf("accepted %x, which is not the one encoding of %s", value, id)
+		// The names that were found, in the order in which they stand there, have
+		// this one encoding.
+		var stand, want []asn1.RawValue
+		if rest, err := asn1.Unmarshal(value, &stand); err != nil || len(rest) != 0 {
+			t.Fatalf("accepted %x, which does not decode: %v", value, err)
+		}
+		left := found.dns.Names()
+		for _, n := range stand {
+			i := slices.Index(left, string(n.Bytes))
+			switch {
+			case n.Tag == 6:
+				want = append(want, uri(id.String()))
+			case i >= 0:
+				want = append(want, name(2, left[i]))
+				left = slices.Delete(left, i, i+1)
+			}
+		}
+		if len(left) > 0 || !bytes.Equal(value, san(want...).Value) {
+			t.Fatalf("accepted %x, which is not the encoding of %s and %q", value, id, found.dns)
 		}
 	})
 }
@@ -116,8 +152,13 @@ func checkApprovedCSR(t *testing.T, csr []byte) {
 	}
 	const allowed = x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment
 	if len(template.URIs) != 1 || template.URIs[0].String() != testID || template.Subject.String() != "" || template.IsCA ||
-		len(template.DNSNames)+len(template.IPAddresses)+len(template.EmailAddresses)+len(template.UnknownExtKeyUsage) != 0 ||
+		len(template.IPAddresses)+len(template.EmailAddresses)+len(template.UnknownExtKeyUsage) != 0 ||
 		template.KeyUsage&^allowed != 0 || len(template.ExtraExtensions) != 1 {
 		t.Fatalf("approved a CSR that gives %+v", template)
+	}
+	for _, dns := range template.DNSNames {
+		if dns != "shop.svc.cluster.local" && !strings.HasSuffix(dns, ".shop.svc.cluster.local") || strings.ToLower(dns) != dns || strings.ContainsAny(dns, "*,\x00") {
+			t.Fatalf("approved DNS name %q", dns)
+		}
 	}
 }

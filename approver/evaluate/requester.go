@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/signet-spiffe/signet/internal/identity"
+	"github.com/signet-spiffe/signet/internal/pki"
 	"github.com/signet-spiffe/signet/internal/request"
 )
 
@@ -64,37 +65,51 @@ func PodFrom(pod *corev1.Pod, err error) (*Pod, error) {
 	return p, nil
 }
 
+// asked is what a request asks for, once it is known to be well formed.
+type asked struct {
+	id  spiffeid.ID
+	dns pki.DNSNames
+}
+
+// String is for the messages of approvals.
+func (a asked) String() string {
+	if a.dns == "" {
+		return a.id.String()
+	}
+	return a.id.String() + " with DNS names " + quote(string(a.dns))
+}
+
 // evaluateRequester asks who made the request. spec.username and spec.extra are
 // written by cert-manager's webhook from the API server's own authentication and
 // are immutable.
-func evaluateRequester(cr *cmapi.CertificateRequest, owner metav1.OwnerReference, id spiffeid.ID, f Facts, p Policy) Verdict {
+func evaluateRequester(cr *cmapi.CertificateRequest, owner metav1.OwnerReference, a asked, f Facts, p Policy) Verdict {
 	if p.AgentUsername != "" && cr.Spec.Username == p.AgentUsername {
-		return evaluateAgent(cr, owner, id, f, p)
+		return evaluateAgent(cr, owner, a, f, p)
 	}
 	if p.AllowPod {
-		return evaluatePod(cr, owner, id, p)
+		return evaluatePod(cr, owner, a, p)
 	}
-	return deny(RuleRequester, "requested by %s, allowed is the agent, %s", quote(cr.Spec.Username), quote(p.AgentUsername)).verdict(id)
+	return deny(RuleRequester, "requested by %s, allowed is the agent, %s", quote(cr.Spec.Username), quote(p.AgentUsername)).verdict(a.id)
 }
 
 // evaluateAgent lets a node's agent ask for what the node's own pods are, and
 // for nothing else.
-func evaluateAgent(cr *cmapi.CertificateRequest, owner metav1.OwnerReference, id spiffeid.ID, f Facts, p Policy) Verdict {
+func evaluateAgent(cr *cmapi.CertificateRequest, owner metav1.OwnerReference, a asked, f Facts, p Policy) Verdict {
 	node, d := nodeOf(cr)
 	if d != nil {
-		return d.verdict(id)
+		return d.verdict(a.id)
 	}
 	ref := PodRef{Namespace: cr.Namespace, Name: owner.Name}
 	if f.Pod == nil {
-		return Verdict{Decision: NeedPod, Pod: ref, ID: id}
+		return Verdict{Decision: NeedPod, Pod: ref, ID: a.id}
 	}
-	if d := checkPod(f, ref, string(owner.UID), node, id, p); d != nil {
-		return d.verdict(id)
+	if d := checkPod(f, ref, string(owner.UID), node, a, p); d != nil {
+		return d.verdict(a.id)
 	}
 	return Verdict{
 		Decision: Approve,
-		ID:       id,
-		Message:  fmt.Sprintf("Approved request: %s for pod %s on node %s", id, ref, node),
+		ID:       a.id,
+		Message:  fmt.Sprintf("Approved request: %s for pod %s on node %s", a, ref, node),
 	}
 }
 
@@ -112,7 +127,7 @@ func nodeOf(cr *cmapi.CertificateRequest) (string, *denial) {
 // clockSkew is how far the approver's clock may be ahead of the API server's.
 const clockSkew = 30 * time.Second
 
-func checkPod(f Facts, ref PodRef, uid, node string, id spiffeid.ID, p Policy) *denial {
+func checkPod(f Facts, ref PodRef, uid, node string, a asked, p Policy) *denial {
 	pod := f.Pod
 	if !pod.Found {
 		return deny(RulePodExists, "pod %s does not exist", quote(ref.String()))
@@ -133,7 +148,15 @@ func checkPod(f Facts, ref PodRef, uid, node string, id spiffeid.ID, p Policy) *
 	if !pod.GoneAt.IsZero() && f.Now.After(pod.GoneAt.Add(clockSkew)) {
 		return deny(RulePodRunning, "pod %s was to be gone at %s", quote(ref.String()), pod.GoneAt.UTC().Format(time.RFC3339))
 	}
-	return checkIdentity(id, identity.Workload{Namespace: ref.Namespace, ServiceAccount: pod.ServiceAccount}, p)
+	return checkWorkload(a, identity.Workload{Namespace: ref.Namespace, ServiceAccount: pod.ServiceAccount}, p)
+}
+
+// checkWorkload holds all that is asked for against what w may have.
+func checkWorkload(a asked, w identity.Workload, p Policy) *denial {
+	if d := checkIdentity(a.id, w, p); d != nil {
+		return d
+	}
+	return checkDNSNames(a.dns, w, p)
 }
 
 // checkIdentity is the heart of it: the ID must be the one that p gives w.
@@ -151,25 +174,25 @@ func checkIdentity(id spiffeid.ID, w identity.Workload, p Policy) *denial {
 }
 
 // evaluatePod lets a service account ask for its own identity.
-func evaluatePod(cr *cmapi.CertificateRequest, owner metav1.OwnerReference, id spiffeid.ID, p Policy) Verdict {
+func evaluatePod(cr *cmapi.CertificateRequest, owner metav1.OwnerReference, a asked, p Policy) Verdict {
 	namespace, name, err := identity.ParseServiceAccountUsername(cr.Spec.Username)
 	if err != nil {
-		return deny(RuleRequester, "requested by %s, allowed is a service account", quote(cr.Spec.Username)).verdict(id)
+		return deny(RuleRequester, "requested by %s, allowed is a service account", quote(cr.Spec.Username)).verdict(a.id)
 	}
 	if namespace != cr.Namespace {
 		return deny(RuleRequester, "requested in namespace %s by a service account of namespace %s, allowed is its own namespace",
-			quote(cr.Namespace), quote(namespace)).verdict(id)
+			quote(cr.Namespace), quote(namespace)).verdict(a.id)
 	}
 	if d := checkBoundPod(cr, owner); d != nil {
-		return d.verdict(id)
+		return d.verdict(a.id)
 	}
-	if d := checkIdentity(id, identity.Workload{Namespace: namespace, ServiceAccount: name}, p); d != nil {
-		return d.verdict(id)
+	if d := checkWorkload(a, identity.Workload{Namespace: namespace, ServiceAccount: name}, p); d != nil {
+		return d.verdict(a.id)
 	}
 	return Verdict{
 		Decision: Approve,
-		ID:       id,
-		Message:  fmt.Sprintf("Approved request: %s for service account %s/%s", id, namespace, name),
+		ID:       a.id,
+		Message:  fmt.Sprintf("Approved request: %s for service account %s/%s", a, namespace, name),
 	}
 }
 
