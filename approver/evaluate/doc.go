@@ -21,6 +21,8 @@
 //     the pod (or from the requesting service account), never taken from the CSR.
 //   - Anybody smuggles a subject, a CA bit, another name or another issuer past
 //     an approver that looks only at the URI.
+//   - A workload asks for a neighbour's DNS name: which ones it may have is computed
+//     from the same proven facts, and no name is ever given to two owners.
 //   - Two parsers read one CSR differently: exactly one encoding is accepted.
 //
 // It never decides on missing facts: when the pod has to be read first, the

@@ -33,6 +33,8 @@ func TestAttributes(t *testing.T) {
 			{"a volume holds what its pod chose", testAVolumeHoldsWhatItsPodChose},
 			{"the SVID is as its pod chose", testTheSVIDIsAsItsPodChose},
 			{"a volume is renewed when its pod chose", testAVolumeIsRenewedWhenItsPodChose},
+			{"the SVID has the DNS names that its pod chose", testTheSVIDHasTheDNSNamesThatItsPodChose},
+			{"DNS names of another namespace are denied", testDNSNamesOfAnotherNamespaceAreDenied},
 			{"attributes that cannot be had are named", testAttributesThatCannotBeHadAreNamed},
 			{"the approver has bounds of its own", testTheApproverHasBoundsOfItsOwn},
 		})
@@ -191,7 +193,8 @@ func testAttributesThatCannotBeHadAreNamed(t *testing.T) {
 		{map[string]string{"file-name-key": "../x"}, "file-name-key", "plain file name"},
 		{map[string]string{"file-name-key": "tls.crt"}, "file-name-key", "another file"},
 		{map[string]string{"delivery": "files", "file-name-socket": "x"}, "file-name-socket", "no effect"},
-		{map[string]string{"dns-names": "a.example"}, "dns-names", "is not known"},
+		{map[string]string{"dns-names": "a.example,*.example"}, "dns-names", "without wildcards"},
+		{map[string]string{"uri-names": "a.example"}, "uri-names", "is not known"},
 	} {
 		t.Run(fmt.Sprint(c.attributes), func(t *testing.T) {
 			t.Parallel()

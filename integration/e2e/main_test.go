@@ -142,7 +142,7 @@ func standardOptions() install.Options {
 		Duration:      svidLife,
 		Requester:     install.RequesterAgent,
 		AgentFlags:    map[string]string{"--log-level": "5", "--publish-timeout": "15s"},
-		ApproverFlags: map[string]string{"--log-level": "5"},
+		ApproverFlags: map[string]string{"--log-level": "5", "--allowed-dns-suffixes": "{{namespace}}.svc.cluster.local"},
 	}
 }
 

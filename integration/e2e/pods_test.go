@@ -307,6 +307,7 @@ func exitedWith(err error) (code int, ok bool) {
 type fetched struct {
 	ID       string    `json:"id"`
 	Serial   string    `json:"serial"`
+	DNSNames []string  `json:"dns_names"`
 	NotAfter time.Time `json:"not_after"`
 	Attempts int       `json:"attempts"`
 	ReadyMS  float64   `json:"ready_ms"`

@@ -42,6 +42,16 @@ func testAPodAsksForItself(t *testing.T) {
 	got := fetch(ctx, t, pod)
 	checkFiles(ctx, t, pod, spiffeID(ns, "entitled"), got.Serial)
 
+	// The DNS names that it may have are those of its token's service account.
+	named := runPod(ctx, t, ns, podSpec{
+		Name: "named", ServiceAccount: "entitled", Attributes: chosen(map[string]string{"dns-names": "web." + ns + ".svc.cluster.local"}),
+	})
+	checkDNSNames(ctx, t, named, spiffeID(ns, "entitled"), "web."+ns+".svc.cluster.local")
+	thief := createPod(ctx, t, ns, podSpec{
+		Name: "thief", ServiceAccount: "entitled", Attributes: chosen(map[string]string{"dns-names": "web.kube-system.svc.cluster.local"}),
+	})
+	waitEvent(ctx, t, thief, `rule "csr-dns-names"`, "web.kube-system.svc.cluster.local")
+
 	other := createPod(ctx, t, ns, podSpec{Name: "other", ServiceAccount: "other"})
 	waitEvent(ctx, t, other, "certificaterequests", "forbidden")
 }

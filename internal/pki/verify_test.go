@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"net"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -154,24 +155,29 @@ func TestVerifySVIDDNSNames(t *testing.T) {
 		asked DNSNames
 		holds []string
 		want  Rule
+		says  string
 	}{
-		"one":               {"a.shop", []string{"a.shop"}, ""},
-		"another order":     {"a.shop,b.shop", []string{"b.shop", "a.shop"}, ""},
-		"missing":           {"a.shop", nil, RuleDNSNames},
-		"one of two":        {"a.shop,b.shop", []string{"b.shop"}, RuleDNSNames},
-		"another":           {"a.shop", []string{"b.shop"}, RuleDNSNames},
-		"in upper case":     {"a.shop", []string{"A.shop"}, RuleDNSNames},
-		"wildcard for it":   {"a.shop", []string{"*.shop"}, RuleDNSNames},
-		"one more":          {"a.shop", []string{"a.shop", "b.shop"}, RuleExtraSAN},
-		"not asked for":     {"", []string{"a.shop"}, RuleExtraSAN},
-		"twice":             {"a.shop", []string{"a.shop", "a.shop"}, RuleExtraSAN},
-		"twice for another": {"a.shop,b.shop", []string{"a.shop", "a.shop"}, RuleDNSNames},
+		"one":               {"a.shop", []string{"a.shop"}, "", ""},
+		"another order":     {"a.shop,b.shop", []string{"b.shop", "a.shop"}, "", ""},
+		"missing":           {"a.shop", nil, RuleDNSNames, `DNS name "a.shop"`},
+		"one of two":        {"a.shop,b.shop", []string{"b.shop"}, RuleDNSNames, `DNS name "a.shop"`},
+		"another":           {"a.shop", []string{"b.shop"}, RuleDNSNames, ""},
+		"in upper case":     {"a.shop", []string{"A.shop"}, RuleDNSNames, ""},
+		"wildcard for it":   {"a.shop", []string{"*.shop"}, RuleDNSNames, ""},
+		"one more":          {"a.shop", []string{"a.shop", "b.shop"}, RuleExtraSAN, `DNS ["b.shop"]`},
+		"not asked for":     {"", []string{"a.shop"}, RuleExtraSAN, `DNS ["a.shop"]`},
+		"twice":             {"a.shop", []string{"a.shop", "a.shop"}, RuleExtraSAN, "3 subject alternative names"},
+		"twice for another": {"a.shop,b.shop", []string{"a.shop", "a.shop"}, RuleDNSNames, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			template := leafTemplate()
 			template.DNSNames = c.holds
 			leaf := sign(t, template, root, key)
-			checkRule(t, VerifySVID([]*x509.Certificate{leaf}, Expectation{ID: workloadID, DNSNames: c.asked, Key: key, Now: epoch, Bundle: bundle}), c.want)
+			err := VerifySVID([]*x509.Certificate{leaf}, Expectation{ID: workloadID, DNSNames: c.asked, Key: key, Now: epoch, Bundle: bundle})
+			checkRule(t, err, c.want)
+			if len(c.says) > 0 && (err == nil || !strings.Contains(err.Error(), c.says)) {
+				t.Errorf("%v does not say %q", err, c.says)
+			}
 		})
 	}
 }

@@ -25,6 +25,7 @@ type fetched struct {
 	ID        string    `json:"id"`
 	Serial    string    `json:"serial"`
 	Hint      string    `json:"hint,omitempty"`
+	DNSNames  []string  `json:"dns_names,omitempty"`
 	NotBefore time.Time `json:"not_before"`
 	NotAfter  time.Time `json:"not_after"`
 	// Chain is how many certificates the SVID has, Roots how many authorities
@@ -103,7 +104,7 @@ func fetch(ctx context.Context, o sourceOptions) (fetched, error) {
 func describeSVID(svid *x509svid.SVID, roots []*x509.Certificate, took time.Duration, attempts int) fetched {
 	leaf := svid.Certificates[0]
 	return fetched{
-		ID: svid.ID.String(), Serial: serialOf(leaf), Hint: svid.Hint,
+		ID: svid.ID.String(), Serial: serialOf(leaf), Hint: svid.Hint, DNSNames: leaf.DNSNames,
 		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter,
 		Chain: len(svid.Certificates), Roots: len(roots),
 		ReadyMillis: millis(took), Attempts: attempts,
