@@ -154,7 +154,7 @@ func TestWrongFlags(t *testing.T) {
 		"--runtime-issuance-config-map-name=cm", "--runtime-issuance-config-map-namespace=ns",
 		"--allowed-key-types=P-521", "--allowed-key-types=",
 		"--allowed-dns-suffixes=svc.cluster.local", "--allowed-dns-suffixes=ns-{{namespace}}.svc", "--allowed-dns-suffixes=.{{namespace}}.svc",
-		"--allowed-dns-suffixes={{namespace}}.svc,", "--allowed-dns-suffixes={{namespace}}.local,{{namespace}}.svc.cluster.local",
+		"--allowed-dns-suffixes={{namespace}}.svc,", "--allowed-dns-suffixes={{namespace}}", "--allowed-dns-suffixes={{namespace}}.local,{{namespace}}.svc.cluster.local",
 		"--concurrent-reconciles=0", "--concurrent-reconciles=1001", "--concurrent-reconciles=x",
 		"--leader-election-namespace=", "--leader-election-namespace=a.b",
 		"--readiness-probe-bind-address=6060", "--readiness-probe-bind-address=", "--readiness-probe-bind-address=:x", "--readiness-probe-bind-address=:70000",

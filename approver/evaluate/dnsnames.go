@@ -31,7 +31,8 @@ type dnsTemplate []string
 // ParseDNSSuffixes reads suffixes such as "{{namespace}}.svc.cluster.local" or
 // "{{serviceaccount}}.{{namespace}}.example.org". It is an error unless each is a
 // DNS name in lower case in which {{namespace}} is exactly one label and
-// {{serviceaccount}} at most one, and unless they are apart from each other.
+// {{serviceaccount}} at most one, neither the last, and unless they are apart from
+// each other.
 func ParseDNSSuffixes(suffixes ...string) (DNSSuffixes, error) {
 	var s DNSSuffixes
 	for _, text := range suffixes {
@@ -66,6 +67,9 @@ func parseDNSTemplate(text string) (dnsTemplate, error) {
 	}
 	if template.count(identity.PlaceholderServiceAccount) > 1 {
 		return nil, errors.New("must contain " + identity.PlaceholderServiceAccount + " at most once")
+	}
+	if isPlaceholder(template[len(template)-1]) {
+		return nil, errors.New(`must not end in a placeholder, or a namespace called "com" could have every name that ends in .com`)
 	}
 	return template, nil
 }

@@ -39,7 +39,6 @@ func TestParseDNSSuffixes(t *testing.T) {
 		"of a namespace":                   {[]string{"{{namespace}}.svc.cluster.local"}, ""},
 		"of a service account":             {[]string{"{{serviceaccount}}.{{namespace}}.example.org"}, ""},
 		"service account last":             {[]string{"{{namespace}}.{{serviceaccount}}.example.org"}, ""},
-		"namespace alone":                  {[]string{"{{namespace}}"}, ""},
 		"fixed labels on both sides":       {[]string{"mesh.{{namespace}}.example.org"}, ""},
 		"of both, in one zone":             {[]string{"{{namespace}}.svc.cluster.local", "{{serviceaccount}}.{{namespace}}.svc.cluster.local"}, ""},
 		"in two zones":                     {[]string{"{{namespace}}.svc.cluster.local", "{{namespace}}.svc"}, ""},
@@ -56,13 +55,16 @@ func TestParseDNSSuffixes(t *testing.T) {
 		"ends in a dot":                    {[]string{"{{namespace}}.svc."}, `label ""`},
 		"wildcard":                         {[]string{"*.{{namespace}}.svc"}, `label "*"`},
 		"upper case":                       {[]string{"{{namespace}}.SVC"}, `label "SVC"`},
+		"namespace alone":                  {[]string{"{{namespace}}"}, "must not end in a placeholder"},
+		"namespace last":                   {[]string{"svc.{{namespace}}"}, "must not end in a placeholder"},
+		"service account last of all":      {[]string{"{{namespace}}.{{serviceaccount}}"}, "must not end in a placeholder"},
 		"ends in a number":                 {[]string{"{{namespace}}.1"}, "number"},
 		"longer than a name":               {[]string{"{{namespace}}." + strings.Repeat("a.", 126) + "a"}, "253"},
 		"empty":                            {[]string{""}, "empty"},
 		"second is bad":                    {[]string{"{{namespace}}.svc", "svc"}, `suffix "svc"`},
 		// Namespace "cluster" could have the names of all others.
 		"one zone within another": {[]string{"{{namespace}}.local", "{{namespace}}.svc.cluster.local"}, "overlap"},
-		"any top level":           {[]string{"{{namespace}}", "{{namespace}}.svc"}, "overlap"},
+		"any name of a zone":      {[]string{"{{namespace}}.local", "{{namespace}}.svc.local"}, "overlap"},
 		// Namespace "b" and account "a" have the name of namespace "a" and account "b".
 		"places exchanged": {[]string{"{{namespace}}.{{serviceaccount}}.svc", "{{serviceaccount}}.{{namespace}}.svc"}, "overlap"},
 		// Account "web" could have the names of all others.
@@ -236,10 +238,10 @@ func TestTheLongestCSRIsRead(t *testing.T) {
 }
 
 // TestNoNameHasTwoOwners tries all suffixes of up to three labels out of a small
-// alphabet, in pairs, on all workloads and names of that alphabet.
+// alphabet, in one zone and in pairs, on all workloads and names of that alphabet.
 func TestNoNameHasTwoOwners(t *testing.T) {
-	templates := singles(words([]string{"a", "b", identity.PlaceholderNamespace, identity.PlaceholderServiceAccount}, 3))
-	names := words([]string{"a", "b"}, 4)
+	templates := singles(inZone(words([]string{"a", "b", identity.PlaceholderNamespace, identity.PlaceholderServiceAccount}, 3)))
+	names := inZone(words([]string{"a", "b"}, 4))
 	var workloads []identity.Workload
 	for _, ns := range []string{"a", "b"} {
 		for _, account := range []string{"a", "b", "a.b", "b.a"} {
@@ -282,6 +284,13 @@ func words(letters []string, longest int) []string {
 		all, last = append(all, next...), next
 	}
 	return all
+}
+
+func inZone(names []string) []string {
+	for i, name := range names {
+		names[i] = name + ".zone"
+	}
+	return names
 }
 
 // singles are those texts that are good suffixes by themselves.
@@ -331,9 +340,10 @@ func FuzzDNSSuffixes(f *testing.F) {
 	f.Add("{{namespace}}.{{serviceaccount}}.x", "{{namespace}}.y", "", "n", "a.b", "a", "b")
 	f.Add("{{namespace}}.{{serviceaccount}}.x", "{{namespace}}.{{serviceaccount}}.y", "n", "a", "b", "n.a", "b")
 	f.Add("{{namespace}}.local", "{{namespace}}.svc.cluster.local", "web", "shop", "a", "cluster", "a")
-	f.Add("{{namespace}}", "{{namespace}}.svc", "web", "shop", "a", "svc", "a")
+	f.Add("{{namespace}}.x", "{{namespace}}.svc.x", "web", "shop", "a", "svc", "a")
+	f.Add("{{namespace}}", "svc.{{namespace}}", "web", "svc", "a", "x", "a")
 	f.Add("{{serviceaccount}}.{{namespace}}.x", "{{namespace}}.{{serviceaccount}}.x", "", "a", "b", "b", "a")
-	f.Add("a.{{serviceaccount}}.{{namespace}}", "{{serviceaccount}}.a.{{namespace}}", "", "n", "a", "n", "b")
+	f.Add("a.{{serviceaccount}}.{{namespace}}.x", "{{serviceaccount}}.a.{{namespace}}.x", "", "n", "a", "n", "b")
 	f.Fuzz(func(t *testing.T, first, second, below, ns1, account1, ns2, account2 string) {
 		s, err := ParseDNSSuffixes(first, second)
 		if err != nil {

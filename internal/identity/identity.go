@@ -22,7 +22,8 @@ type Workload struct {
 	ServiceAccount string
 }
 
-// The placeholders of templates, each a whole path segment.
+// The placeholders of templates, each a whole path segment (in the approver's DNS
+// suffixes, a whole label).
 const (
 	PlaceholderNamespace      = "{{namespace}}"
 	PlaceholderServiceAccount = "{{serviceaccount}}"
