@@ -35,6 +35,7 @@ import (
 //	  private/   0700 root
 //	    owner    whose volume this is; written last when the volume is made
 //	    state    the agent's own, opaque here
+//	    attempt  the agent's own, opaque here: what it has begun and not ended
 //
 // Everybody inside the pod may list pod/ and connect to the socket: the socket is the way in for every
 // user, and who can reach it is the pod. The files stay with root and the group.
@@ -42,7 +43,9 @@ const (
 	podDir     = "pod"
 	privateDir = "private"
 	ownerFile  = "owner"
-	stateFile  = "state"
+
+	stateFile   = "state"
+	attemptFile = "attempt"
 
 	currentLink      = "..data" // the name that Kubernetes' own volumes use
 	nextLink         = "..data_tmp"
@@ -324,7 +327,19 @@ func removeNames(pod *os.Root, f Files) error {
 
 // WriteState replaces the agent's own state of the volume in one step and overwrites the one before. It is
 // on the same tmpfs as the files, out of the pod's sight.
-func (d *Dir) WriteState(b []byte) error {
+func (d *Dir) WriteState(b []byte) error { return d.writePrivate(stateFile, b) }
+
+// ReadState returns what WriteState stored last; the error is fs.ErrNotExist when nothing was stored.
+func (d *Dir) ReadState() ([]byte, error) { return d.readPrivate(stateFile) }
+
+// WriteAttempt replaces what the agent notes of an attempt that has begun, as WriteState does with its state.
+func (d *Dir) WriteAttempt(b []byte) error { return d.writePrivate(attemptFile, b) }
+
+// ReadAttempt returns what WriteAttempt stored last; the error is fs.ErrNotExist when there is nothing.
+func (d *Dir) ReadAttempt() ([]byte, error) { return d.readPrivate(attemptFile) }
+
+// RemoveAttempt overwrites and removes what WriteAttempt stored. Nothing there is no error.
+func (d *Dir) RemoveAttempt() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	root, err := d.open()
@@ -332,26 +347,45 @@ func (d *Dir) WriteState(b []byte) error {
 		return err
 	}
 	defer root.Close()
-	name := filepath.Join(privateDir, stateFile)
+	name := filepath.Join(privateDir, attemptFile)
+	err = wipeFile(root, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := errors.Join(err, root.Remove(name)); err != nil {
+		return fmt.Errorf("remove %s of volume %s: %w", attemptFile, d.id, err)
+	}
+	return nil
+}
+
+// writePrivate replaces a private file in one step and overwrites the content before.
+func (d *Dir) writePrivate(file string, b []byte) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	root, err := d.open()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	name := filepath.Join(privateDir, file)
 	old, err := root.OpenFile(name, os.O_WRONLY, 0)
 	if err == nil {
 		defer old.Close()
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("write state of volume %s: %w", d.id, err)
+		return fmt.Errorf("write %s of volume %s: %w", file, d.id, err)
 	}
 	if err := replaceFile(root, name, b); err != nil {
-		return fmt.Errorf("write state of volume %s: %w", d.id, err)
+		return fmt.Errorf("write %s of volume %s: %w", file, d.id, err)
 	}
 	if old != nil {
 		if err := overwrite(old); err != nil {
-			return fmt.Errorf("wipe former state of volume %s: %w", d.id, err)
+			return fmt.Errorf("wipe former %s of volume %s: %w", file, d.id, err)
 		}
 	}
 	return nil
 }
 
-// ReadState returns what WriteState stored last; the error is fs.ErrNotExist when nothing was stored.
-func (d *Dir) ReadState() ([]byte, error) {
+func (d *Dir) readPrivate(file string) ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	root, err := d.open()
@@ -359,9 +393,9 @@ func (d *Dir) ReadState() ([]byte, error) {
 		return nil, err
 	}
 	defer root.Close()
-	b, err := root.ReadFile(filepath.Join(privateDir, stateFile))
+	b, err := root.ReadFile(filepath.Join(privateDir, file))
 	if err != nil {
-		return nil, fmt.Errorf("read state of volume %s: %w", d.id, err)
+		return nil, fmt.Errorf("read %s of volume %s: %w", file, d.id, err)
 	}
 	return b, nil
 }

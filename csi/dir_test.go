@@ -297,33 +297,79 @@ func TestFullVolumeKeepsItsFiles(t *testing.T) {
 	}
 }
 
-func TestStateIsPrivateAndWiped(t *testing.T) {
+func TestPrivateFilesAreWiped(t *testing.T) {
 	needMounts(t)
 	d, _ := published(t)
-	if _, err := d.ReadState(); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("state of a new volume: %v", err)
+	for name, f := range map[string]struct {
+		write func([]byte) error
+		read  func() ([]byte, error)
+	}{
+		stateFile:   {d.WriteState, d.ReadState},
+		attemptFile: {d.WriteAttempt, d.ReadAttempt},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := f.read(); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("in a new volume: %v", err)
+			}
+			if err := f.write([]byte("SECRET ONE")); err != nil {
+				t.Fatal(err)
+			}
+			old := openPrivate(t, d, name)
+			if err := f.write([]byte("two")); err != nil {
+				t.Fatal(err)
+			}
+			if b, err := f.read(); err != nil || string(b) != "two" {
+				t.Errorf("%q, %v", b, err)
+			}
+			wantWiped(t, old)
+		})
 	}
-	if err := d.WriteState([]byte("SECRET ONE")); err != nil {
+}
+
+// An attempt that has ended is overwritten, and the state stays.
+func TestRemoveAttempt(t *testing.T) {
+	needMounts(t)
+	d, _ := published(t)
+	if err := d.RemoveAttempt(); err != nil {
+		t.Errorf("where there is none: %v", err)
+	}
+	if err := errors.Join(d.WriteState([]byte("state")), d.WriteAttempt([]byte("SECRET"))); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(d.path, privateDir, stateFile)
-	at, err := os.Stat(path)
-	if err != nil || at.Mode() != 0o600 {
-		t.Errorf("mode %v, %v", at.Mode(), err)
+	old := openPrivate(t, d, attemptFile)
+	for range 2 {
+		if err := d.RemoveAttempt(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	old, err := os.Open(path)
+	wantWiped(t, old)
+	if _, err := d.ReadAttempt(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after its end: %v", err)
+	}
+	if b, err := d.ReadState(); err != nil || string(b) != "state" {
+		t.Errorf("state %q, %v", b, err)
+	}
+}
+
+// openPrivate opens a private file, which must be root's alone.
+func openPrivate(t *testing.T, d *Dir, name string) *os.File {
+	t.Helper()
+	file, err := os.Open(filepath.Join(d.path, privateDir, name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer old.Close()
-	if err := d.WriteState([]byte("two")); err != nil {
-		t.Fatal(err)
+	t.Cleanup(func() { file.Close() })
+	at, err := file.Stat()
+	if err != nil || at.Mode() != 0o600 {
+		t.Errorf("mode %v, %v", at.Mode(), err)
 	}
-	if b, err := d.ReadState(); err != nil || string(b) != "two" {
-		t.Errorf("state %q, %v", b, err)
-	}
-	if b, err := io.ReadAll(old); err != nil || strings.Trim(string(b), "\x00") != "" {
-		t.Errorf("the former state still reads %q, %v", b, err)
+	return file
+}
+
+func wantWiped(t *testing.T, file *os.File) {
+	t.Helper()
+	if b, err := io.ReadAll(file); err != nil || len(b) == 0 || strings.Trim(string(b), "\x00") != "" {
+		t.Errorf("the former content still reads %q, %v", b, err)
 	}
 }
 

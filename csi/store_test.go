@@ -154,7 +154,7 @@ func TestRemoveLeavesNothing(t *testing.T) {
 	s := openStore(t, root)
 	d := create(t, s, "vol-1")
 	write(t, d, map[string]string{"tls.key": "SECRET KEY"}, nil)
-	if err := d.WriteState([]byte("SECRET STATE")); err != nil {
+	if err := errors.Join(d.WriteState([]byte("SECRET STATE")), d.WriteAttempt([]byte("SECRET ATTEMPT"))); err != nil {
 		t.Fatal(err)
 	}
 	l, err := d.Listen("spiffe.sock")
@@ -178,6 +178,7 @@ func TestRemoveLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer state.Close()
+	attempt := openPrivate(t, d, attemptFile)
 
 	if err := s.Remove("vol-1"); err != nil {
 		t.Fatal(err)
@@ -188,7 +189,7 @@ func TestRemoveLeavesNothing(t *testing.T) {
 	if left, err := os.ReadDir(volumeRoot(root)); err != nil || len(left) != 0 {
 		t.Errorf("entries left: %v, %v", left, err)
 	}
-	for _, f := range []*os.File{key, state} {
+	for _, f := range []*os.File{key, state, attempt} {
 		got, err := io.ReadAll(f)
 		if err != nil || len(bytes.Trim(got, "\x00")) != 0 {
 			t.Errorf("%s still reads %q, %v", f.Name(), got, err)
@@ -201,11 +202,14 @@ func TestRemoveLeavesNothing(t *testing.T) {
 		t.Error("Get still knows the volume")
 	}
 	for name, f := range map[string]func() error{
-		"Write":      func() error { return d.Write(Files{Payload: map[string][]byte{"f": nil}}) },
-		"WriteState": func() error { return d.WriteState(nil) },
-		"ReadState":  func() error { _, err := d.ReadState(); return err },
-		"Listen":     func() error { _, err := d.Listen("s"); return err },
-		"BindTo":     func() error { return d.BindTo(target) },
+		"Write":         func() error { return d.Write(Files{Payload: map[string][]byte{"f": nil}}) },
+		"WriteState":    func() error { return d.WriteState(nil) },
+		"ReadState":     func() error { _, err := d.ReadState(); return err },
+		"WriteAttempt":  func() error { return d.WriteAttempt(nil) },
+		"ReadAttempt":   func() error { _, err := d.ReadAttempt(); return err },
+		"RemoveAttempt": func() error { return d.RemoveAttempt() },
+		"Listen":        func() error { _, err := d.Listen("s"); return err },
+		"BindTo":        func() error { return d.BindTo(target) },
 	} {
 		if err := f(); !errors.Is(err, ErrAborted) {
 			t.Errorf("%s after Remove: %v", name, err)
@@ -465,9 +469,10 @@ func TestNothingIsWrittenBelowAVanishedTmpfs(t *testing.T) {
 	write(t, d, map[string]string{"tls.key": "SECRET"}, nil)
 	mustUnmount(t, d.path)
 	for name, f := range map[string]func() error{
-		"Write":      func() error { return d.Write(Files{Payload: map[string][]byte{"tls.key": []byte("SECRET")}}) },
-		"WriteState": func() error { return d.WriteState([]byte("SECRET")) },
-		"Listen":     func() error { _, err := d.Listen("s"); return err },
+		"Write":        func() error { return d.Write(Files{Payload: map[string][]byte{"tls.key": []byte("SECRET")}}) },
+		"WriteState":   func() error { return d.WriteState([]byte("SECRET")) },
+		"WriteAttempt": func() error { return d.WriteAttempt([]byte("SECRET")) },
+		"Listen":       func() error { _, err := d.Listen("s"); return err },
 	} {
 		contains(t, f(), "not mounted any more")
 		if left, err := os.ReadDir(d.path); err != nil || len(left) != 0 {
