@@ -67,7 +67,7 @@ func run(ctx context.Context, o *options) error {
 	storage := newVolumes(store, server, o.files, o.trustDomain, log)
 	storage.pods = podsDir(filepath.Join(o.kubeletRoot, "pods"))
 	registry := workload.New(workload.Options{
-		Issuer: issuer, Trust: source, Volumes: storage, ID: identify(o.trustDomain, o.template),
+		Issuer: issuer, Trust: source, Volumes: storage, Attempts: storage, ID: identify(o.trustDomain, o.template),
 		KeyType: o.keyType, Duration: o.duration, MinDuration: o.durations.min, MaxDuration: o.durations.max,
 		PublishTimeout: o.publishTimeout, Notifier: events, Log: log, Registerer: metrics,
 		Signer: signers, ReissueWindow: o.reissueWindow, Limits: o.concurrency,
@@ -144,16 +144,30 @@ func restore(storage *volumes, registry *workload.Registry, source workload.Trus
 		}
 	}
 	for _, r := range found {
-		if err := allowed.check(r.volume.Attributes); err != nil {
-			log.Warn("a volume of the agent before chose what is no longer allowed; it gets the nearest that is", "volume", r.volume.ID, "error", err)
-		}
-		if r.svid != nil {
-			registry.Restore(r.volume, r.svid)
-		} else if err := registry.Resume(r.volume); err != nil {
+		if err := takeUp(storage, registry, allowed, r, log); err != nil {
 			log.Error("could not take up a volume that has no SVID yet", "volume", r.volume.ID, "error", err)
 		}
 	}
 	log.Info("took up the volumes of the agent before", "volumes", len(found))
+}
+
+// takeUp hands a volume of the agent before to the lifecycle.
+func takeUp(storage *volumes, registry *workload.Registry, allowed attributeLimits, r recovered, log *slog.Logger) error {
+	refused := allowed.check(r.volume.Attributes)
+	switch {
+	case refused != nil && r.awaited():
+		return storage.Remove(r.volume.ID) // Not published yet: kubelet asks again, and is told why.
+	case refused != nil:
+		log.Warn("a volume of the agent before chose what is no longer allowed; it gets the nearest that is", "volume", r.volume.ID, "error", refused)
+	}
+	switch {
+	case r.svid != nil:
+		registry.Restore(r.volume, r.svid, r.attempt)
+		return nil
+	case r.awaited():
+		return registry.Await(r.volume, *r.attempt)
+	}
+	return registry.Resume(r.volume, r.attempt)
 }
 
 // parts is everything that runs.

@@ -162,6 +162,24 @@ func (a *attributes) parse() (workload.Attributes, error) {
 	}, nil
 }
 
+// volume says whose the state is.
+func (s state) volume() (workload.Volume, error) {
+	if s.Version < statePlain || s.Version > stateDNSNames {
+		return workload.Volume{}, fmt.Errorf("version %d, this agent knows %d to %d", s.Version, statePlain, stateDNSNames)
+	}
+	chosen, err := s.Attributes.parse()
+	if err != nil {
+		return workload.Volume{}, err
+	}
+	return workload.Volume{ID: s.Volume, Pod: s.Pod, GID: s.GID, Attributes: chosen}, nil
+}
+
+// sameKey says that two public keys are one.
+func sameKey(a, b crypto.PublicKey) bool {
+	key, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && key.Equal(b)
+}
+
 // unmarshalState parses what marshalState wrote, and takes nothing for granted:
 // the key must be the certificate's and the certificate the identity's, with the
 // DNS names that the volume chose.
@@ -170,15 +188,11 @@ func unmarshalState(b []byte) (recovered, error) {
 	if err := json.Unmarshal(b, &s); err != nil {
 		return recovered{}, errors.New("decode state: not JSON") // The error could quote the key.
 	}
-	if s.Version < statePlain || s.Version > stateDNSNames {
-		return recovered{}, fmt.Errorf("decode state: version %d, this agent knows %d to %d", s.Version, statePlain, stateDNSNames)
-	}
-	chosen, err := s.Attributes.parse()
+	volume, err := s.volume()
 	if err != nil {
 		return recovered{}, fmt.Errorf("decode state: %w", err)
 	}
-	volume := workload.Volume{ID: s.Volume, Pod: s.Pod, GID: s.GID, Attributes: chosen}
-	if s.Unissued && chosen.NoWait {
+	if s.Unissued && volume.Attributes.NoWait {
 		return recovered{volume: volume}, nil
 	}
 	id, err := spiffeid.FromString(s.SPIFFEID)
@@ -201,10 +215,10 @@ func unmarshalState(b []byte) (recovered, error) {
 	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != id.String() {
 		return recovered{}, fmt.Errorf("decode state: the certificate is not for %s", id)
 	}
-	if names, err := pki.NewDNSNames(leaf.DNSNames...); err != nil || names != chosen.DNSNames {
+	if names, err := pki.NewDNSNames(leaf.DNSNames...); err != nil || names != volume.Attributes.DNSNames {
 		return recovered{}, errors.New("decode state: the certificate has other DNS names than the volume chose")
 	}
-	if public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(leaf.PublicKey) {
+	if !sameKey(key.Public(), leaf.PublicKey) {
 		return recovered{}, errors.New("decode state: key and certificate do not match")
 	}
 	basis, err := s.IssuedWith.basis(key)

@@ -155,15 +155,20 @@ func rememberUnissued(dir *csi.Dir, volume workload.Volume) error {
 }
 
 // recovered is a volume whose state survived a restart. svid and bundle are nil
-// when it had no SVID yet.
+// when it had no SVID yet; attempt is nil when none was under way.
 type recovered struct {
-	volume workload.Volume
-	svid   *workload.SVID
-	bundle *x509bundle.Bundle
+	volume  workload.Volume
+	svid    *workload.SVID
+	bundle  *x509bundle.Bundle
+	attempt *workload.Attempt
 }
 
-// recover reads the state of every volume that is still mounted. A volume without
-// state was never published, so kubelet will publish it anew: it is removed. A
+// awaited says that kubelet waits for the volume: it was never published.
+func (r recovered) awaited() bool { return r.svid == nil && !r.volume.Attributes.NoWait }
+
+// recover reads the state of every volume that is still mounted, and the attempts
+// that were under way. A volume with neither was never published, so kubelet will
+// publish it anew: it is removed. A
 // state that cannot be read, or is of another trust domain, leaves its volume
 // alone, since a pod may be using the files; it is logged. A volume whose pod is
 // gone is removed (dropLeftovers).
@@ -202,6 +207,9 @@ func (v *volumes) leftAlone(id string) error {
 
 func (v *volumes) recoverOne(dir *csi.Dir) (recovered, error) {
 	b, err := dir.ReadState()
+	if errors.Is(err, fs.ErrNotExist) {
+		return v.recoverMount(dir)
+	}
 	if err != nil {
 		return recovered{}, err
 	}
@@ -215,12 +223,10 @@ func (v *volumes) recoverOne(dir *csi.Dir) (recovered, error) {
 	if attribute, name, taken := v.names.with(r.volume.Attributes.Delivery).collision(r.volume.Attributes.Delivery); taken {
 		return recovered{}, fmt.Errorf("its attribute %s is %q, which is now another file's name too: change the agent's --file-name flags, or replace the pod", attribute, name)
 	}
-	if r.svid == nil {
-		return r, nil
+	if r.svid != nil && r.svid.ID.TrustDomain() != v.trustDomain {
+		return recovered{}, fmt.Errorf("state is of trust domain %q, this agent's is %q", r.svid.ID.TrustDomain(), v.trustDomain)
 	}
-	if td := r.svid.ID.TrustDomain(); td != v.trustDomain {
-		return recovered{}, fmt.Errorf("state is of trust domain %q, this agent's is %q", td, v.trustDomain)
-	}
+	r.attempt = v.recoverAttempt(dir, r)
 	return r, nil
 }
 

@@ -36,10 +36,20 @@ var (
 	// token to do so, or the API server no longer accepts it. A fresh token
 	// comes with kubelet's next publish of the volume.
 	ErrNoToken = errors.New("no usable service account token")
+
+	// ErrGone: there is no request of the name in Resume any more. Nothing was
+	// decided and nothing is wrong; ask anew.
+	ErrGone = errors.New("the request is gone")
 )
 
+// ErrStopping is the cause with which attempts are cut short because the agent
+// ends, by the caller or by the issuer. One whose request the caller has kept (see
+// IssueRequest.Sending) is not withdrawn then: the next agent resumes it.
+var ErrStopping = errors.New("the agent is stopping")
+
 // Outcome names what became of an attempt, for metrics and logs: issued, denied,
-// failed, unavailable or no_token; empty for an error that is none of the above.
+// failed, unavailable, no_token or gone; empty for an error that is none of the
+// above.
 func Outcome(err error) string {
 	if err == nil {
 		return "issued"
@@ -47,7 +57,7 @@ func Outcome(err error) string {
 	for _, known := range []struct {
 		err  error
 		name string
-	}{{ErrDenied, "denied"}, {ErrFailed, "failed"}, {ErrNoToken, "no_token"}, {ErrUnavailable, "unavailable"}} {
+	}{{ErrDenied, "denied"}, {ErrFailed, "failed"}, {ErrNoToken, "no_token"}, {ErrGone, "gone"}, {ErrUnavailable, "unavailable"}} {
 		if errors.Is(err, known.err) {
 			return known.name
 		}
@@ -62,9 +72,10 @@ type Issuer interface {
 	//
 	// ctx is the life of the attempt, not of whoever happens to wait for it: a
 	// caller that wants to come back later keeps the attempt running and waits
-	// for its result. When ctx ends before the result the request is withdrawn.
+	// for its result. When ctx ends before the result the request is withdrawn,
+	// unless ErrStopping is the cause and the request was kept or resumed.
 	//
-	// The error is one of the four above or wraps ctx's cause.
+	// The error is one of the five above or wraps ctx's cause.
 	Issue(ctx context.Context, r IssueRequest) (Issued, error)
 }
 
@@ -74,6 +85,18 @@ type Forgetter interface {
 	// Forget drops whatever is left of earlier attempts for the volume. It
 	// does not block on I/O. Attempts that are running end by their own ctx.
 	Forget(volume string)
+}
+
+// Resumer is what an Issuer implements whose requests outlive the agent.
+type Resumer interface {
+	// Expect announces that a request that an agent before has kept will be
+	// resumed or abandoned: until then it is nobody's leftover. It says whether
+	// that can be: a name that is none, or that another volume has announced,
+	// cannot. Call it before the issuer runs. It does no I/O.
+	Expect(volume, request string) bool
+	// Abandon says that nobody will resume an expected request. It is deleted, in
+	// the background. A request that is not expected is left alone.
+	Abandon(request string)
 }
 
 // Pod names the pod that the certificate is for.
@@ -99,6 +122,23 @@ type IssueRequest struct {
 	// whenever that changes. It is called from the goroutine that called Issue
 	// and must not block.
 	Progress func(what string)
+	// Sending, if not nil, is told of the request before it is sent, and says
+	// whether it was kept where the next agent finds it: if so, that agent may
+	// resume it. It may block on local I/O. It is not told of what is resumed.
+	Sending func(Sent) (kept bool)
+	// Resume, if not empty, is the name of a request that was kept and that
+	// Resumer.Expect has taken. Its answer is waited for, and nothing is sent: CSR,
+	// Duration and Token are not needed. The answer may be that of another object
+	// that has taken the name: whoever verifies it against the key finds out.
+	Resume string
+}
+
+// Sent names a request that is about to be sent.
+type Sent struct {
+	// Request is its name, in the issuer's own words ("namespace/name").
+	Request string
+	// Issuer is as in Issued.
+	Issuer string
 }
 
 // Issued is what the issuer returned, not yet verified.
@@ -108,7 +148,7 @@ type Issued struct {
 	// CA is what the issuer says is the root, PEM. May be empty.
 	CA []byte
 	// Issuer names who was asked, so that it can be told from another one. May be
-	// empty where there is only one.
+	// empty where there is only one, and for a request that was resumed.
 	Issuer string
 	// Request names the request for logs ("namespace/name"). May be empty.
 	Request string

@@ -94,7 +94,7 @@ func FuzzQuote(f *testing.F) {
 func TestOutcome(t *testing.T) {
 	for want, err := range map[string]error{
 		"issued": nil, "denied": ErrDenied, "failed": fmt.Errorf("request x: %w: no", ErrFailed),
-		"unavailable": ErrUnavailable, "no_token": fmt.Errorf("%w", ErrNoToken), "": errors.New("another"),
+		"unavailable": ErrUnavailable, "no_token": fmt.Errorf("%w", ErrNoToken), "gone": fmt.Errorf("x: %w", ErrGone), "": errors.New("another"),
 	} {
 		if got := Outcome(err); got != want {
 			t.Errorf("Outcome(%v) = %q, want %q", err, got, want)

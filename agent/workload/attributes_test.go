@@ -58,7 +58,7 @@ func TestResume(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		v := cart("v")
 		v.Attributes.NoWait = true
-		if err := w.Resume(v); err != nil {
+		if err := w.Resume(v, nil); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -66,7 +66,7 @@ func TestResume(t *testing.T) {
 			t.Errorf("did %q, want %q", got, want)
 		}
 		bad := Volume{ID: "w", Pod: issue.Pod{Namespace: "a/b", ServiceAccount: "c"}}
-		if err := w.Resume(bad); !errors.Is(err, ErrInvalid) {
+		if err := w.Resume(bad, nil); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%v, want ErrInvalid", err)
 		}
 	})

@@ -23,7 +23,7 @@ import (
 // message is an event with what belongs to it and is no business of the Machine.
 type message struct {
 	event Event
-	// volume and id come with Published and Restored.
+	// volume and id come with Published and whatever a restart brings.
 	volume *Volume
 	id     spiffeid.ID
 	// svid comes with Issued and Restored.
@@ -33,6 +33,11 @@ type message struct {
 	// finish comes with Issued and Failed; it is called once the event was dealt
 	// with.
 	finish func(context.Context)
+	// attempt comes with Sending, and with whatever a restart brings if it is to be
+	// resumed.
+	attempt *Attempt
+	// kept is where Sending wants to hear whether the attempt was kept.
+	kept chan bool
 }
 
 // entry is one volume. Messages are handled one after the other by whichever
@@ -60,6 +65,9 @@ type entry struct {
 	attempts  int                // That have not ended.
 	giveUp    context.CancelFunc // Of the newest attempt.
 	flight    chan struct{}      // Closed when the newest attempt has ended.
+	before    *Attempt           // Of the agent before, to be resumed.
+	sending   *Attempt           // What is about to be sent, and whether
+	kept      bool               // the next agent will find it.
 }
 
 func (e *entry) post(m message) {
@@ -116,8 +124,10 @@ func (e *entry) handle(m message) {
 	case Restored:
 		e.adopt(m)
 		e.current = m.svid
-	case Resumed:
+	case Resumed, Awaited:
 		e.adopt(m)
+	case Sending:
+		e.sending, e.kept = m.attempt, false
 	case Issued:
 		e.attempts--
 		e.candidate = m.svid
@@ -133,13 +143,19 @@ func (e *entry) handle(m message) {
 	case Failed:
 		e.attempts--
 		e.report(event)
+	case nil: // An attempt was left to the next agent.
+		e.attempts--
+		return
 	case Unpublished:
 		e.removals = append(e.removals, m.removed)
 	}
 	if _, asked := m.event.(Reissue); !asked {
 		e.step(m.event)
 	}
-	e.candidate = nil // Stored, or not wanted.
+	e.candidate, e.sending = nil, nil // Stored, or not wanted.
+	if m.kept != nil {
+		m.kept <- e.kept // Buffered.
+	}
 	switch m.event.(type) {
 	case Restored, Issued, BundleChanged, Reissue, Tick:
 		e.reconsider()
@@ -183,7 +199,7 @@ func (e *entry) contradiction(v Volume) error {
 }
 
 func (e *entry) adopt(m message) {
-	e.volume, e.id = *m.volume, m.id
+	e.volume, e.id, e.before = *m.volume, m.id, m.attempt
 	e.log = e.registry.Log.With("volume", e.volume.ID, "namespace", e.volume.Pod.Namespace, "pod", e.volume.Pod.Name,
 		"uid", e.volume.Pod.UID, "spiffe_id", e.id.String())
 }
@@ -196,7 +212,11 @@ func (e *entry) step(event Event) {
 		case Prepare:
 			e.step(Prepared{Err: e.prepare(), Jitter: jitter()})
 		case Request:
-			e.request(a.Attempt)
+			e.request(a)
+		case Keep:
+			e.keepAttempt()
+		case Drop:
+			e.dropAttempt()
 		case Cancel:
 			e.giveUp()
 		case Store:
@@ -218,12 +238,15 @@ func (e *entry) step(event Event) {
 
 // request starts an attempt in a goroutine of its own. It begins when the one
 // before it has ended, so that a volume never has two requests.
-func (e *entry) request(attempt uint64) {
+func (e *entry) request(r Request) {
 	ctx, cancel := context.WithCancel(e.registry.life)
 	before, done := e.flight, make(chan struct{})
 	e.giveUp, e.flight = cancel, done
 	e.attempts++
-	volume, id := e.volume, e.id
+	a := &ask{number: r.Attempt, volume: e.volume, id: e.id}
+	if r.Resume {
+		a.resume, e.before = e.before, nil
+	}
 	purpose := purposeMount
 	if e.machine.Phase() == Ready {
 		purpose = purposeRenewal
@@ -234,33 +257,42 @@ func (e *entry) request(attempt uint64) {
 		if before != nil {
 			<-before
 		}
-		svid, finish, err := e.obtain(ctx, purpose, volume, id)
+		svid, finish, err := e.obtain(ctx, purpose, a)
 		m := message{svid: svid, finish: finish}
-		if err != nil {
-			m.event = Failed{Attempt: attempt, Err: err, Final: final(err), Jitter: jitter()}
-		} else {
-			m.event = Issued{Attempt: attempt, NotBefore: svid.NotBefore(), NotAfter: svid.NotAfter(), Jitter: jitter()}
+		switch {
+		case err != nil && a.left(err):
+		case err != nil:
+			m.event = Failed{Attempt: a.number, Err: err, Final: final(err), Lost: errors.Is(err, issue.ErrGone), Jitter: jitter()}
+		default:
+			m.event = Issued{Attempt: a.number, NotBefore: svid.NotBefore(), NotAfter: svid.NotAfter(), Jitter: jitter()}
 		}
 		e.post(m)
 	}()
 }
 
 // obtain waits for the attempt's turn and obtains an SVID.
-func (e *entry) obtain(ctx context.Context, p purpose, volume Volume, id spiffeid.ID) (svid *SVID, finish func(context.Context), err error) {
+func (e *entry) obtain(ctx context.Context, p purpose, a *ask) (svid *SVID, finish func(context.Context), err error) {
 	if err := e.registry.turns.take(ctx, p, e.progress); err != nil {
+		if !a.left(err) {
+			e.registry.abandon(a.resume)
+		}
 		return nil, nil, err
 	}
 	defer e.registry.turns.end(p)
-	limit := e.registry.patience(e.registry.duration(volume.Attributes))
+	limit := e.registry.patience(e.registry.duration(a.volume.Attributes))
 	silence := fmt.Errorf("%w: no answer within %s", issue.ErrUnavailable, limit)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, silence)
 	defer cancel()
 	start := time.Now()
-	svid, finish, err = e.registry.obtain(ctx, volume, id, e.progress)
+	if a.resume != nil {
+		svid, finish, err = e.registry.resume(ctx, a, e.progress)
+	} else {
+		svid, finish, err = e.registry.obtain(ctx, a, e.progress, func(made Attempt) bool { return e.keep(ctx, a, made) })
+	}
 	if err != nil && context.Cause(ctx) == silence && !errors.Is(err, silence) {
 		err = fmt.Errorf("%w: %w", silence, err)
 	}
-	e.registry.metrics.issuance(p, err, time.Since(start))
+	e.registry.metrics.issuance(p, err, time.Since(start), a.resume != nil)
 	return svid, finish, err
 }
 
@@ -305,6 +337,8 @@ func (e *entry) remove() {
 	if forgetter, ok := e.registry.Issuer.(issue.Forgetter); ok {
 		forgetter.Forget(e.volume.ID)
 	}
+	e.registry.abandon(e.before)
+	e.before = nil
 	err := e.registry.Volumes.Remove(e.volume.ID)
 	if err != nil {
 		e.log.Error("could not remove the volume's storage", "error", err)
@@ -326,8 +360,12 @@ func (e *entry) answer(err error) {
 
 // report makes a failed attempt visible: in the log, and to whoever waits.
 func (e *entry) report(failed Failed) {
-	if errors.Is(failed.Err, context.Canceled) {
-		return // Given up; somebody wanted that.
+	if givenUp(failed.Err) {
+		return
+	}
+	if failed.Lost {
+		e.log.Info("the request of the agent before is of no use any more", "reason", failed.Err)
+		return
 	}
 	e.progress("last attempt: " + failed.Err.Error())
 	attributes := []any{"error", failed.Err}
@@ -335,6 +373,11 @@ func (e *entry) report(failed Failed) {
 		attributes = append(attributes, "not_after", e.current.NotAfter())
 	}
 	e.log.Warn("no SVID from this attempt", attributes...)
+}
+
+// givenUp says that an attempt ended because somebody wanted that.
+func givenUp(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, issue.ErrStopping)
 }
 
 func (e *entry) progress(what string) {

@@ -40,7 +40,22 @@ type simulation struct {
 	announced int
 	restored  bool
 	// back is by how much the clock was ever set back.
-	back time.Duration
+	back     time.Duration
+	notified int // Notices so far.
+	// kept is the attempt that the next agent would find; resumable says that this
+	// one has found it and has not resumed it yet, resumed which attempts do.
+	kept      *keptAttempt
+	resumable bool
+	resumed   map[uint64]bool
+	// unclaimed is when a mount of the agent before is given up; zero if kubelet has
+	// asked, or for any other volume.
+	unclaimed time.Time
+}
+
+// keptAttempt is by its number, or of an agent before.
+type keptAttempt struct {
+	attempt uint64
+	old     bool
 }
 
 // lease is an SVID as far as the machine's promises go: its attempt stands for
@@ -57,7 +72,7 @@ func TestRandomInterleavings(t *testing.T) {
 		seeds = 1_000
 	}
 	for seed := range seeds {
-		s := &simulation{random: rand.New(rand.NewPCG(uint64(seed), 1)), now: epoch, given: map[uint64]bool{}, notices: map[Notice]int{}}
+		s := &simulation{random: rand.New(rand.NewPCG(uint64(seed), 1)), now: epoch, given: map[uint64]bool{}, resumed: map[uint64]bool{}, notices: map[Notice]int{}}
 		for range 60 {
 			if broken := s.round(); broken != "" {
 				t.Fatalf("seed %d: %s\n%s", seed, broken, strings.Join(s.history, "\n"))
@@ -75,8 +90,13 @@ func (s *simulation) round() string {
 	if s.random.IntN(40) == 0 {
 		s.setBack()
 	}
-	event, planned := s.event(), s.timer
+	event, planned, notified := s.event(), s.timer, s.notified
 	s.step(event)
+	if failed, ok := event.(Failed); ok && failed.Lost && !s.given[failed.Attempt] {
+		if broken := s.checkLost(notified); broken != "" {
+			return broken
+		}
+	}
 	if reissue, ok := event.(Reissue); ok {
 		if broken := s.checkReissue(reissue, planned); broken != "" {
 			return broken
@@ -95,7 +115,7 @@ func (s *simulation) setBack() {
 
 func (s *simulation) event() Event {
 	for {
-		switch s.random.IntN(13) {
+		switch s.random.IntN(14) {
 		case 0, 1:
 			return s.publish()
 		case 2:
@@ -111,7 +131,9 @@ func (s *simulation) event() Event {
 			if len(s.inFlight) == 0 {
 				continue
 			}
-			return Failed{Attempt: s.land(), Err: errors.New("failed"), Final: s.random.IntN(2) == 0, Jitter: s.random.Float64()}
+			attempt := s.land()
+			lost := s.resumed[attempt] && s.random.IntN(2) == 0
+			return Failed{Attempt: attempt, Err: errors.New("failed"), Final: s.random.IntN(2) == 0, Lost: lost, Jitter: s.random.Float64()}
 		case 7, 8:
 			return Tick{} // Early, late or just in time.
 		case 9:
@@ -133,6 +155,15 @@ func (s *simulation) event() Event {
 			return s.restart()
 		case 12:
 			return Reissue{Window: time.Minute, Jitter: s.random.Float64()}
+		case 13:
+			if len(s.inFlight) == 0 {
+				continue
+			}
+			attempt := s.inFlight[s.random.IntN(len(s.inFlight))]
+			if s.resumed[attempt] {
+				continue // It was sent by the agent before.
+			}
+			return Sending{Attempt: attempt}
 		}
 	}
 }
@@ -147,6 +178,7 @@ func (s *simulation) publish() Event {
 		}
 	}
 	s.waiting++
+	s.unclaimed = time.Time{}
 	return Published{s.terms}
 }
 
@@ -164,15 +196,24 @@ func (s *simulation) restart() Event {
 	s.machine, s.inFlight, s.given = Machine{}, nil, map[uint64]bool{}
 	s.timer, s.pushed, s.waiting, s.offered = time.Time{}, nil, 0, nil
 	s.notices, s.announced, s.restored = map[Notice]int{}, 0, s.stored != nil
+	s.resumable, s.resumed, s.unclaimed = s.kept != nil, map[uint64]bool{}, time.Time{}
+	if s.kept != nil {
+		s.kept = &keptAttempt{old: true}
+	}
 	switch {
 	case s.stored == nil && s.prepared && s.terms.NoWait:
-		return Resumed{s.terms} // The storage says that it may be in use.
+		return Resumed{Terms: s.terms, InFlight: s.resumable} // The storage says that it may be in use.
+	case s.stored == nil && s.resumable:
+		s.told, s.unclaimed = false, s.now.Add(unclaimedFor)
+		return Awaited{s.terms}
 	case s.stored == nil:
 		s.prepared, s.told = false, false // Never published: its storage is removed at start.
 		return s.publish()
 	}
 	s.stored.attempt = 0 // Attempts are numbered anew.
-	return Restored{Terms: s.terms, NotBefore: s.stored.notBefore, NotAfter: s.stored.notAfter, Jitter: s.random.Float64()}
+	return Restored{
+		Terms: s.terms, NotBefore: s.stored.notBefore, NotAfter: s.stored.notAfter, Jitter: s.random.Float64(), InFlight: s.resumable,
+	}
 }
 
 func (s *simulation) step(event Event) {
@@ -188,7 +229,17 @@ func (s *simulation) step(event Event) {
 				s.step(Prepared{Err: errors.New("no mount"), Jitter: s.random.Float64()})
 			}
 		case Request:
+			if a.Resume != s.resumable {
+				s.broken = "an attempt of the agent before is not resumed, or what is none is"
+			}
+			s.resumable, s.resumed[a.Attempt] = false, a.Resume
 			s.inFlight = append(s.inFlight, a.Attempt)
+		case Keep:
+			if s.random.IntN(8) != 0 { // Or the tmpfs is full.
+				s.kept = &keptAttempt{attempt: a.Attempt}
+			}
+		case Drop:
+			s.kept = nil
 		case Cancel:
 			s.given[a.Attempt] = true
 		case Store:
@@ -209,7 +260,11 @@ func (s *simulation) step(event Event) {
 			if _, wanted := event.(Unpublished); s.told && !wanted {
 				s.broken = "a volume that kubelet takes for published was removed"
 			}
+			if _, tick := event.(Tick); tick && s.unclaimed.IsZero() {
+				s.broken = "a mount that kubelet waits for was given up"
+			}
 			s.told = false
+			s.kept, s.resumable, s.unclaimed = nil, false, time.Time{}
 			s.prepared, s.stored, s.pushed, s.timer = false, nil, nil, time.Time{}
 			s.notices, s.announced, s.restored = map[Notice]int{}, 0, false
 		case Notify:
@@ -245,6 +300,7 @@ func (s *simulation) store() {
 
 // notify holds each notice to its meaning.
 func (s *simulation) notify(a Notify) {
+	s.notified++
 	s.notices[a.Notice]++
 	switch a.Notice {
 	case NoticeIssued:
@@ -285,13 +341,39 @@ func (s *simulation) checkReissue(e Reissue, planned time.Time) string {
 	return ""
 }
 
+// checkLost: a resumed attempt that is lost is nothing to tell, and is made good at
+// once unless nobody waits for the volume.
+func (s *simulation) checkLost(notified int) string {
+	switch {
+	case s.notified != notified:
+		return "somebody was told that an attempt of the agent before is lost"
+	case s.machine.Phase() != Absent && len(s.wanted()) == 0:
+		return "a lost attempt is not made good at once"
+	}
+	return ""
+}
+
+// wanted are the attempts in flight that were not given up.
+func (s *simulation) wanted() []uint64 {
+	return slices.DeleteFunc(slices.Clone(s.inFlight), func(attempt uint64) bool { return s.given[attempt] })
+}
+
+// checkKept: the next agent finds the attempt that is in flight, or none.
+func (s *simulation) checkKept() string {
+	underWay := func(attempt uint64) bool {
+		return s.kept.old && s.resumed[attempt] || !s.kept.old && attempt == s.kept.attempt
+	}
+	if s.kept == nil || s.kept.old && s.resumable || slices.ContainsFunc(s.wanted(), underWay) {
+		return ""
+	}
+	return "an attempt that has ended is still kept"
+}
+
 // check holds the machine to its promises.
 func (s *simulation) check() string {
-	wanted := 0
-	for _, attempt := range s.inFlight {
-		if !s.given[attempt] {
-			wanted++
-		}
+	wanted := len(s.wanted())
+	if broken := s.checkKept(); broken != "" {
+		return broken
 	}
 	if s.broken != "" {
 		return s.broken
@@ -321,7 +403,9 @@ func (s *simulation) check() string {
 		return "nobody would tell of the expiry"
 	case phase == Ready && s.machine.Lateness() == OnTime && s.timer.After(s.machine.overdue) && s.machine.overdue.Before(s.stored.notAfter):
 		return "nobody would tell that the renewal is overdue"
-	case !s.timer.IsZero() && s.timer.Sub(s.now) > longestWait+time.Minute+s.back:
+	case phase != Absent && !s.unclaimed.IsZero() && (s.timer.IsZero() || s.timer.After(s.unclaimed)):
+		return "nobody would remove what kubelet does not come back for"
+	case wanted == 0 && !s.timer.IsZero() && s.timer.Sub(s.now) > longestWait+time.Minute+s.back:
 		return "the next attempt is too far away"
 	case s.machine.retrying && s.machine.renew.Sub(s.now) > longestWait || s.machine.restore.Sub(s.now) > longestWait:
 		return "another try is further away than any wait there is"

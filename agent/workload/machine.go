@@ -60,6 +60,9 @@ type (
 		// Final says that trying the same again is of no use before somebody
 		// changes something: a denial, for instance.
 		Final bool
+		// Lost says that a resumed attempt has no answer: its request is gone, or
+		// asks for what is no longer wanted.
+		Lost bool
 		// Jitter in [0, 1) spreads the retry.
 		Jitter float64
 	}
@@ -87,10 +90,16 @@ type (
 		Terms
 		NotBefore, NotAfter time.Time
 		Jitter              float64
+		// InFlight says that an attempt was under way and is to be resumed.
+		InFlight bool
 	}
 	// Resumed: the volume was found after a restart, published without waiting
 	// for an SVID and still without one.
-	Resumed struct{ Terms }
+	Resumed struct {
+		Terms
+		// InFlight is as in Restored.
+		InFlight bool
+	}
 	// Unpublished: kubelet wants the volume gone.
 	Unpublished struct{}
 )
@@ -126,7 +135,11 @@ type (
 	// Prepared before any other event.
 	Prepare struct{}
 	// Request starts attempt. Its result comes back as Issued or Failed, later.
-	Request struct{ Attempt uint64 }
+	Request struct {
+		Attempt uint64
+		// Resume has it take the answer to the attempt of the agent before.
+		Resume bool
+	}
 	// Cancel gives attempt up; its result is no longer wanted.
 	Cancel struct{ Attempt uint64 }
 	// Store writes key, certificate and bundle, all at once. Its result comes
@@ -172,6 +185,12 @@ type Machine struct {
 	// the newest has not ended.
 	attempt  uint64
 	inFlight bool
+	// resume says that the next request resumes the attempt of the agent before,
+	// kept that the newest attempt is known to the next agent.
+	resume, kept bool
+	// unclaimed is when a mount that an agent before has begun is given up; zero
+	// once kubelet has asked for it again.
+	unclaimed time.Time
 	// failures counts failed attempts and failed stores since the last success.
 	failures int
 	// renew is when the next attempt is to start, restore when the next attempt
@@ -223,6 +242,10 @@ func (m *Machine) Step(now time.Time, event Event) []Action {
 		return m.restored(now, e)
 	case Resumed:
 		return m.resumed(e)
+	case Awaited:
+		return m.awaited(now, e)
+	case Sending:
+		return m.sending(e)
 	case Unpublished:
 		return m.unpublished()
 	}
@@ -230,6 +253,7 @@ func (m *Machine) Step(now time.Time, event Event) []Action {
 }
 
 func (m *Machine) published(e Published) []Action {
+	m.unclaimed = time.Time{}
 	switch {
 	case m.phase == Absent:
 		m.phase, m.terms = Pending, e.Terms
@@ -262,14 +286,16 @@ func (m *Machine) prepared(now time.Time, e Prepared) []Action {
 		m.unprepared, m.promised = false, true
 		return append([]Action{Answer{}}, m.request()...)
 	}
-	return m.request()
+	return append(m.request(), m.schedule()...)
 }
 
 func (m *Machine) request() []Action {
 	m.attempt++
 	m.inFlight = true
 	m.renew, m.early, m.retrying = time.Time{}, false, false
-	return []Action{Request{Attempt: m.attempt}}
+	resume := m.resume
+	m.resume = false
+	return []Action{Request{Attempt: m.attempt, Resume: resume}}
 }
 
 // giveUp ends a volume that never had an SVID. Kubelet was told and will ask
@@ -300,7 +326,7 @@ func (m *Machine) stored(now time.Time, e Stored) []Action {
 	case e.Err != nil && m.phase == Pending && !m.promised:
 		return m.giveUp(e.Err)
 	case e.Err != nil && issued != nil:
-		return m.retry(now, e.Jitter)
+		return append(m.retry(now, e.Jitter), m.drop()...)
 	case e.Err != nil:
 		m.failures++
 		m.restore = now.Add(m.delay(now, e.Jitter))
@@ -325,7 +351,7 @@ func (m *Machine) stored(now time.Time, e Stored) []Action {
 	if first {
 		actions = append(actions, Notify{Notice: NoticeIssued})
 	}
-	return actions
+	return append(actions, m.drop()...) // Last: kubelet need not wait for it.
 }
 
 // stowed ends the plan to store again, unless there is still a socket to make.
@@ -341,14 +367,20 @@ func (m *Machine) failed(now time.Time, e Failed) []Action {
 	}
 	m.inFlight = false
 	switch {
+	case e.Lost:
+		return m.lost()
 	case m.phase == Pending && e.Final && !m.promised:
 		return append(m.giveUp(e.Err), Notify{Notice: NoticeFailed, Err: e.Err})
+	case m.phase == Pending && !m.unclaimed.IsZero():
+		return m.abandon() // There is nothing to resume any more.
 	case m.phase == Pending && e.Final:
 		m.failures++
 		m.renew, m.retrying = now.Add(refusedDelay(m.failures, e.Jitter)), true
-		return append(m.schedule(), m.tellFailure(e)...)
+	default:
+		m.failures++
+		m.renew, m.retrying = now.Add(m.delay(now, e.Jitter)), true
 	}
-	actions := m.retry(now, e.Jitter)
+	actions := append(m.drop(), m.schedule()...)
 	return append(actions, m.tellFailure(e)...)
 }
 
@@ -365,7 +397,7 @@ func (m *Machine) delay(now time.Time, jitter float64) time.Duration {
 // schedule asks for a tick at the earliest of the plans.
 func (m *Machine) schedule() []Action {
 	var at time.Time
-	for _, plan := range []time.Time{m.renew, m.restore, m.alarm()} {
+	for _, plan := range []time.Time{m.renew, m.restore, m.alarm(), m.unclaimed} {
 		if at.IsZero() || (!plan.IsZero() && plan.Before(at)) {
 			at = plan
 		}
@@ -379,6 +411,9 @@ func (m *Machine) schedule() []Action {
 func (m *Machine) tick(now time.Time) []Action {
 	if m.phase == Absent {
 		return nil
+	}
+	if reached(m.unclaimed, now) {
+		return m.abandon()
 	}
 	m.heedClock(now)
 	actions := m.notices(now)
@@ -464,9 +499,14 @@ func (m *Machine) restored(now time.Time, e Restored) []Action {
 	m.notAfter = e.NotAfter
 	m.renew = m.renewAt(now, e.NotBefore, e.NotAfter, e.Jitter)
 	m.watchOver(e.NotBefore, e.NotAfter)
+	m.takeUp(e.InFlight)
 	// Files and socket are made anew from the state that survived: a crash may
 	// have come between the two.
-	return []Action{Prepare{}, Store{}}
+	actions := []Action{Prepare{}, Store{}}
+	if e.InFlight {
+		actions = append(actions, m.request()...)
+	}
+	return actions
 }
 
 func (m *Machine) resumed(e Resumed) []Action {
@@ -475,6 +515,7 @@ func (m *Machine) resumed(e Resumed) []Action {
 	}
 	m.phase, m.terms, m.promised = Pending, e.Terms, true
 	m.terms.NoWait = true
+	m.takeUp(e.InFlight)
 	return []Action{Prepare{}}
 }
 

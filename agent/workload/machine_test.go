@@ -92,6 +92,8 @@ func parseEvent(t *testing.T, words []string) (time.Time, Event) {
 	jitter, _ := strconv.ParseFloat(args["jitter"], 64)
 	attempt, _ := strconv.ParseUint(args["attempt"], 10, 64)
 	_, final := args["final"]
+	_, lost := args["lost"]
+	_, inFlight := args["in-flight"]
 	notBefore, notAfter := now, now
 	if life, ok := args["life"]; ok {
 		notAfter = now.Add(duration(t, life))
@@ -109,13 +111,17 @@ func parseEvent(t *testing.T, words []string) (time.Time, Event) {
 	case "published":
 		return now, Published{terms}
 	case "resumed":
-		return now, Resumed{terms}
+		return now, Resumed{Terms: terms, InFlight: inFlight}
+	case "awaited":
+		return now, Awaited{terms}
+	case "sending":
+		return now, Sending{Attempt: attempt}
 	case "prepared":
 		return now, Prepared{Err: err, Jitter: jitter}
 	case "issued":
 		return now, Issued{Attempt: attempt, NotBefore: notBefore, NotAfter: notAfter, Jitter: jitter}
 	case "failed":
-		return now, Failed{Attempt: attempt, Err: err, Final: final, Jitter: jitter}
+		return now, Failed{Attempt: attempt, Err: err, Final: final, Lost: lost, Jitter: jitter}
 	case "stored":
 		return now, Stored{Err: err, Jitter: jitter}
 	case "tick":
@@ -127,7 +133,7 @@ func parseEvent(t *testing.T, words []string) (time.Time, Event) {
 	case "token-refreshed":
 		return now, TokenRefreshed{}
 	case "restored":
-		return now, Restored{Terms: terms, NotBefore: notBefore, NotAfter: notAfter, Jitter: jitter}
+		return now, Restored{Terms: terms, NotBefore: notBefore, NotAfter: notAfter, Jitter: jitter, InFlight: inFlight}
 	case "unpublished":
 		return now, Unpublished{}
 	}
@@ -149,7 +155,14 @@ func printAction(now time.Time, action Action) string {
 	case Prepare:
 		return "prepare"
 	case Request:
+		if a.Resume {
+			return fmt.Sprintf("request %d, resumed", a.Attempt)
+		}
 		return fmt.Sprintf("request %d", a.Attempt)
+	case Keep:
+		return fmt.Sprintf("keep %d", a.Attempt)
+	case Drop:
+		return "drop"
 	case Cancel:
 		return fmt.Sprintf("cancel %d", a.Attempt)
 	case Store:

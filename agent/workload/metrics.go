@@ -33,7 +33,7 @@ func newMetrics(registerer prometheus.Registerer, standings func() []standing, t
 	m := &metrics{
 		issuances: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "signet_agent_issuances_total",
-			Help: "Attempts to obtain an SVID, by purpose (mount, renewal) and result (issued, denied, failed, unavailable, no_token, refused, other).",
+			Help: "Attempts to obtain an SVID, by purpose (mount, renewal) and result (issued, denied, failed, unavailable, no_token, gone, refused, other).",
 		}, []string{"purpose", "result"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "signet_agent_issuance_duration_seconds",
@@ -52,9 +52,10 @@ func newMetrics(registerer prometheus.Registerer, standings func() []standing, t
 	return m
 }
 
-func (m *metrics) issuance(p purpose, err error, took time.Duration) {
+// issuance counts an attempt. When one that was resumed had begun nobody knows.
+func (m *metrics) issuance(p purpose, err error, took time.Duration, resumed bool) {
 	m.issuances.WithLabelValues(string(p), result(err)).Inc()
-	if err == nil {
+	if err == nil && !resumed {
 		m.duration.WithLabelValues(string(p)).Observe(took.Seconds())
 	}
 }

@@ -4,8 +4,6 @@
 package workload
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -144,8 +142,8 @@ func (m *Machine) tellFailure(e Failed) []Action {
 
 // notify adds to a notice what the Machine does not know.
 func (e *entry) notify(a Notify) {
-	if e.registry.Notifier == nil || errors.Is(a.Err, context.Canceled) {
-		return // Given up; somebody wanted that.
+	if e.registry.Notifier == nil || givenUp(a.Err) {
+		return
 	}
 	n := Notification{Notice: a.Notice, Volume: e.volume.ID, Pod: e.volume.Pod, ID: e.id, Err: a.Err}
 	if e.current != nil {

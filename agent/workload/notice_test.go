@@ -151,7 +151,7 @@ func TestRefusalsAreTold(t *testing.T) {
 			t.Fatal(err)
 		}
 		svid := w.volumes.stored["v"].SVID
-		w.Restore(cart("again"), svid)
+		w.Restore(cart("again"), svid, nil)
 		wantHeard(t, heard)
 	})
 }

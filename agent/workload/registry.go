@@ -38,6 +38,8 @@ type Options struct {
 	// be shorter than kubelet's own limit of two minutes, so that kubelet hears
 	// what was waited for.
 	PublishTimeout time.Duration
+	// Attempts may be nil: attempts end with the agent then.
+	Attempts Attempts
 	// Notifier, if not nil, is told what pods' owners should hear.
 	Notifier Notifier
 	// Signer may be nil where the issuer never changes.
@@ -61,9 +63,11 @@ type Registry struct {
 	// patience is how long one attempt may take, by the lifetime asked for.
 	patience func(lifetime time.Duration) time.Duration
 
-	// life ends when Run ends; attempts run under it.
+	// life ends when Run ends, with issue.ErrStopping as cause; attempts run under it.
 	life context.Context
-	end  context.CancelFunc
+	end  context.CancelCauseFunc
+	// unkept is for the first attempt that could not be kept.
+	unkept sync.Once
 
 	mu      sync.Mutex // Guards entries. Taken before an entry's own mutex.
 	entries map[string]*entry
@@ -72,15 +76,16 @@ type Registry struct {
 // New makes an empty Registry. Nothing renews until Run is called.
 func New(o Options) *Registry {
 	r := &Registry{Options: o, timers: newTimers(), patience: attemptTimeout, turns: newTurns(o.Limits), entries: map[string]*entry{}}
-	r.life, r.end = context.WithCancel(context.Background())
+	r.life, r.end = context.WithCancelCause(context.Background())
 	r.metrics = newMetrics(o.Registerer, r.standings, r.turns)
 	return r
 }
 
 // Run drives renewals and bundle changes until ctx ends. Attempts that are under
-// way then are withdrawn; volumes stay as they are.
+// way then are left to the next agent, or withdrawn where they were not kept;
+// volumes stay as they are.
 func (r *Registry) Run(ctx context.Context) {
-	defer r.end()
+	defer r.end(issue.ErrStopping)
 	var group sync.WaitGroup
 	group.Go(func() { r.timers.run(ctx, func(e *entry) { e.post(message{event: Tick{}}) }) })
 	group.Go(func() { r.followBundle(ctx) })
@@ -122,7 +127,8 @@ func (r *Registry) all() []*entry {
 //
 // Errors: ErrPending after PublishTimeout (the attempt goes on and the next call
 // joins it), ErrUnpublished, ErrInvalid when v contradicts what is published
-// under its ID, issue's errors, *pki.RuleError, storage errors, ctx's error.
+// under its ID, issue's errors, *pki.RuleError, storage errors, ctx's error; one that
+// wraps issue.ErrUnavailable when the agent ends.
 func (r *Registry) Publish(ctx context.Context, v Volume) error {
 	id, err := r.ID(v.Pod)
 	if err != nil {
@@ -135,6 +141,8 @@ func (r *Registry) Publish(ctx context.Context, v Volume) error {
 	select {
 	case err := <-answer:
 		return err
+	case <-r.life.Done():
+		return fmt.Errorf("SVID %s for pod %s/%s: %w: %w", id, v.Pod.Namespace, v.Pod.Name, issue.ErrUnavailable, context.Cause(r.life))
 	case <-ctx.Done():
 		cause := context.Cause(ctx)
 		return fmt.Errorf("SVID %s for pod %s/%s: %w (%s)", id, v.Pod.Namespace, v.Pod.Name, cause, e.status())
@@ -170,21 +178,25 @@ func (r *Registry) Holds(volumeID string) bool {
 	return known.phase != Absent || e.expected()
 }
 
-// Restore takes up a volume whose SVID survived a restart. Call it before Run.
-func (r *Registry) Restore(v Volume, svid *SVID) {
+// Restore takes up a volume whose SVID survived a restart; attempt, if not nil, was
+// under way to replace it. Call it before Run, and before the issuer runs.
+func (r *Registry) Restore(v Volume, svid *SVID, attempt *Attempt) {
+	attempt = r.expect(v.ID, attempt)
 	r.post(v.ID, message{event: Restored{
-		Terms: v.terms(), NotBefore: svid.NotBefore(), NotAfter: svid.NotAfter(), Jitter: jitter(),
-	}, volume: &v, id: svid.ID, svid: svid})
+		Terms: v.terms(), NotBefore: svid.NotBefore(), NotAfter: svid.NotAfter(), Jitter: jitter(), InFlight: attempt != nil,
+	}, volume: &v, id: svid.ID, svid: svid, attempt: attempt})
 }
 
 // Resume takes up a volume with NoWait that survived a restart before it had an
-// SVID. Call it before Run. The only error is a pod that can have no SPIFFE ID.
-func (r *Registry) Resume(v Volume) error {
+// SVID; attempt, if not nil, was under way. Call it before Run, and before the issuer
+// runs. The only error is a pod that can have no SPIFFE ID.
+func (r *Registry) Resume(v Volume, attempt *Attempt) error {
 	id, err := r.ID(v.Pod)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	r.post(v.ID, message{event: Resumed{v.terms()}, volume: &v, id: id})
+	attempt = r.expect(v.ID, attempt)
+	r.post(v.ID, message{event: Resumed{Terms: v.terms(), InFlight: attempt != nil}, volume: &v, id: id, attempt: attempt})
 	return nil
 }
 
@@ -221,29 +233,42 @@ func (r *Registry) forget(e *entry) bool {
 	return true
 }
 
-// obtain makes a key and has an SVID issued and verified. finish, if not nil,
-// must be called when the result was stored or refused.
-func (r *Registry) obtain(ctx context.Context, v Volume, id spiffeid.ID, progress func(string)) (svid *SVID, finish func(context.Context), err error) {
-	basis := r.wanted(v)
+// obtain makes a key and has an SVID issued and verified. keep is told of the attempt
+// before it is sent. finish, if not nil, must be called when the result was stored or
+// refused.
+func (r *Registry) obtain(ctx context.Context, a *ask, progress func(string), keep func(Attempt) bool) (svid *SVID, finish func(context.Context), err error) {
+	basis := r.wanted(a.volume)
 	key, err := pki.GenerateKey(basis.KeyType)
 	if err != nil {
 		return nil, nil, err
 	}
-	csr, err := pki.NewCSR(key, id, v.Attributes.DNSNames)
+	csr, err := pki.NewCSR(key, a.id, a.volume.Attributes.DNSNames)
 	if err != nil {
 		return nil, nil, err
 	}
 	issued, err := r.Issuer.Issue(ctx, issue.IssueRequest{
-		Volume: v.ID, Pod: v.Pod, ID: id, CSR: csr, Duration: basis.Duration, Token: v.Token, Progress: progress,
+		Volume: a.volume.ID, Pod: a.volume.Pod, ID: a.id, CSR: csr, Duration: basis.Duration, Token: a.volume.Token, Progress: progress,
+		Sending: func(sent issue.Sent) bool {
+			made := Attempt{Request: sent.Request, ID: a.id, Key: key, Basis: basis}
+			made.Basis.Issuer = sent.Issuer
+			return keep(made)
+		},
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	svid, err = r.accept(issued, v, id, key)
+	basis.Issuer = issued.Issuer
+	return r.verified(issued, a, key, basis)
+}
+
+// verified is the SVID that was issued, with what it was asked with, if it proves
+// good.
+func (r *Registry) verified(issued issue.Issued, a *ask, key pki.PrivateKey, basis Basis) (*SVID, func(context.Context), error) {
+	svid, err := r.accept(issued, a, key)
 	if err != nil {
 		return nil, issued.Done, fmt.Errorf("CertificateRequest %s: %w", issued.Request, err)
 	}
-	svid.Basis, svid.Basis.Issuer = basis, issued.Issuer
+	svid.Basis = basis
 	return svid, issued.Done, nil
 }
 
@@ -264,7 +289,7 @@ func (r *Registry) duration(a Attributes) time.Duration {
 
 // accept verifies what the issuer returned. Where the bundle is learned from the
 // issuer, it is learned only after the chain proved good under it.
-func (r *Registry) accept(issued issue.Issued, v Volume, id spiffeid.ID, key pki.PrivateKey) (*SVID, error) {
+func (r *Registry) accept(issued issue.Issued, a *ask, key pki.PrivateKey) (*SVID, error) {
 	chain, err := pki.ParseCertificates(issued.Chain)
 	if err != nil {
 		return nil, &pki.RuleError{Rule: pki.RuleChain, Detail: err.Error()}
@@ -276,7 +301,7 @@ func (r *Registry) accept(issued issue.Issued, v Volume, id spiffeid.ID, key pki
 			return nil, &pki.RuleError{Rule: pki.RuleNoBundle, Detail: err.Error()}
 		}
 	}
-	want := pki.Expectation{ID: id, DNSNames: v.Attributes.DNSNames, Key: key, Now: time.Now(), Bundle: bundle}
+	want := pki.Expectation{ID: a.id, DNSNames: a.volume.Attributes.DNSNames, Key: key, Now: time.Now(), Bundle: bundle}
 	if err := pki.VerifySVID(chain, want); err != nil {
 		return nil, err
 	}
@@ -290,7 +315,7 @@ func (r *Registry) accept(issued issue.Issued, v Volume, id spiffeid.ID, key pki
 			return nil, &pki.RuleError{Rule: pki.RuleNoBundle, Detail: "the authority that the issuer reported could not be taken into the trust bundle"}
 		}
 	}
-	return &SVID{ID: id, Chain: chain, Key: key}, nil
+	return &SVID{ID: a.id, Chain: chain, Key: key}, nil
 }
 
 // final says whether an error will repeat itself until somebody changes

@@ -597,7 +597,7 @@ func TestRestore(t *testing.T) {
 		leaf := w.issuer.certificate(t, &x509.Certificate{
 			SerialNumber: big.NewInt(77), URIs: nil, NotBefore: time.Now().Add(-30 * time.Second), NotAfter: time.Now().Add(30 * time.Second),
 		}, key.Public())
-		w.Restore(cart("v"), &SVID{ID: id, Chain: []*x509.Certificate{leaf}, Key: key})
+		w.Restore(cart("v"), &SVID{ID: id, Chain: []*x509.Certificate{leaf}, Key: key}, nil)
 		synctest.Wait()
 		if got, want := w.volumes.log(), "prepare v, store v, push v"; got != want {
 			t.Errorf("restore did %q, want %q", got, want)

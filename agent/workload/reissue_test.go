@@ -193,7 +193,7 @@ func TestOtherFlagsAfterARestart(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				w.Restore(cart("v"), &SVID{ID: cartSVID, Chain: chain, Key: key, Basis: basis})
+				w.Restore(cart("v"), &SVID{ID: cartSVID, Chain: chain, Key: key, Basis: basis}, nil)
 				synctest.Wait()
 				time.Sleep(time.Minute)
 				synctest.Wait()

@@ -64,6 +64,7 @@ type event struct {
 type seenRequest struct {
 	method, path, authorization, impersonate string
 	watch, clientCert                        bool
+	version                                  string // Query parameter resourceVersion.
 }
 
 func newAPIServer(t *testing.T) *apiServer {
@@ -93,6 +94,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.requests = append(s.requests, seenRequest{
 		method: r.Method, path: r.URL.Path, authorization: r.Header.Get("Authorization"),
 		impersonate: r.Header.Get("Impersonate-User"),
+		version:     r.URL.Query().Get("resourceVersion"),
 		watch:       r.URL.Query().Get("watch") != "", clientCert: len(r.TLS.PeerCertificates) > 0,
 	})
 	s.bump()
@@ -293,7 +295,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	s.open++
 	s.bump()
 	s.mu.Unlock()
-	defer s.with(func() { s.open-- })
+	defer s.with(func() { s.open--; s.bump() })
 
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)

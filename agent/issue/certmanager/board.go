@@ -46,16 +46,22 @@ type board struct {
 	retain   int
 	// listed is the resource version of the last complete list.
 	listed string
+	// adopting says that requests were adopted and no list has come since.
+	adopting bool
 }
 
-// waiter is one attempt on the board. Its fields past wake are the board's.
+// waiter is one attempt on the board. Its fields past kept are the board's.
 type waiter struct {
 	name   types.NamespacedName
 	volume string
 	// wake holds at most one token: look at the board.
 	wake chan struct{}
+	// kept says that the next agent can resume the attempt. The attempt's own.
+	kept bool
 
-	uid     types.UID // empty until the create has returned
+	adopted bool      // an agent before made the request; see adopt
+	claimed bool      // an attempt of this agent waits for it
+	uid     types.UID // empty until the create has returned, or an adopted request was seen
 	version string    // resource version of the created object
 	seen    bool      // some event or list has shown the object
 	latest  verdict
@@ -98,6 +104,14 @@ func (b *board) look(w *waiter) verdict {
 	return w.latest
 }
 
+// identify returns the request of an attempt. ok is false while nobody has seen an
+// adopted one: there may be none of that name, or another's.
+func (b *board) identify(w *waiter) (r ref, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return w.ref()
+}
+
 // drop takes an attempt off the board that leaves nothing worth keeping.
 func (b *board) drop(w *waiter) {
 	b.mu.Lock()
@@ -112,7 +126,7 @@ func (b *board) keep(w *waiter) []ref {
 	defer b.mu.Unlock()
 	delete(b.waiting, w.name)
 	displaced := b.takeKept(w.volume)
-	b.kept[w.volume] = ref{NamespacedName: w.name, uid: w.uid}
+	b.kept[w.volume], _ = w.ref()
 	return displaced
 }
 
@@ -236,6 +250,7 @@ func (b *board) replace(list []*cmapi.CertificateRequest, version string) (stale
 			w.learn(verdict{uid: w.uid, phase: gone})
 		}
 	}
+	b.adopting = false
 	return stale
 }
 
@@ -261,10 +276,20 @@ func byAge(x, y *cmapi.CertificateRequest) int {
 	return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), changed)
 }
 
+// ref names the request; not ok while an adopted one has not been seen. The caller
+// holds the board's lock.
+func (w *waiter) ref() (r ref, ok bool) {
+	return ref{NamespacedName: w.name, uid: w.uid}, w.uid != "" || !w.adopted
+}
+
 // missingFrom says that a list of the given resource version would hold the
 // request had it not been deleted, and yet nothing has shown it. Versions that
-// do not compare prove nothing. The caller holds the board's lock.
+// do not compare prove nothing. An adopted request is older than any list of this
+// agent. The caller holds the board's lock.
 func (w *waiter) missingFrom(version string) bool {
+	if w.adopted {
+		return !w.seen
+	}
 	if w.uid == "" || w.seen {
 		return false
 	}
@@ -276,6 +301,12 @@ func (w *waiter) missingFrom(version string) bool {
 // The caller holds the board's lock.
 func (w *waiter) learn(v verdict) {
 	w.seen = true
+	if w.adopted && w.uid == "" {
+		// Nobody could keep the UID, which the API server chose. Should this be
+		// another object that has taken the name, its certificate is for another
+		// key, and the verification refuses it.
+		w.uid = v.uid
+	}
 	if w.latest.phase.final() {
 		return
 	}

@@ -33,9 +33,6 @@ const (
 	stopGrace = 5 * time.Second
 )
 
-// errStopping is the cause of attempts cut short because the agent stops.
-var errStopping = errors.New("the agent is stopping")
-
 // Options configure an Issuer.
 type Options struct {
 	// Client is the agent's own. See NewClient.
@@ -103,7 +100,7 @@ type Issuer struct {
 	// lastCall is how the newest list or watch call began.
 	lastCall atomic.Pointer[error]
 	trash    *trash
-	// life ends, with errStopping as cause, when Run is told to stop.
+	// life ends, with issue.ErrStopping as cause, when Run is told to stop.
 	life context.Context
 	stop context.CancelCauseFunc
 }
@@ -149,7 +146,8 @@ func (i *Issuer) Synced() bool { return i.synced.Load() }
 // Run watches this agent's requests and deletes those no longer needed, until
 // ctx ends. An API server that cannot be reached is tried again and again. After
 // ctx has ended, attempts that are still waiting are cut short and their requests
-// deleted, for up to five seconds. Call it once.
+// deleted, for up to five seconds, but for those that the next agent can resume.
+// Call it once.
 func (i *Issuer) Run(ctx context.Context) {
 	var watching sync.WaitGroup
 	watching.Go(func() { i.watch(ctx) })
@@ -161,7 +159,7 @@ func (i *Issuer) Run(ctx context.Context) {
 	<-ctx.Done()
 	grace := time.AfterFunc(stopGrace, giveUp)
 	defer grace.Stop()
-	i.stop(fmt.Errorf("%w: %w", issue.ErrUnavailable, errStopping))
+	i.stop(fmt.Errorf("%w: %w", issue.ErrUnavailable, issue.ErrStopping))
 	select {
 	case <-i.tasks.close():
 	case <-deleting.Done():
@@ -172,15 +170,22 @@ func (i *Issuer) Run(ctx context.Context) {
 }
 
 // Issue implements issue.Issuer. When ctx ends before the result the request is
-// deleted, in the background, even if the create is still under way.
+// deleted, in the background, even if the create is still under way. When the
+// agent ends, a request that was kept is left to the next one.
 func (i *Issuer) Issue(ctx context.Context, r issue.IssueRequest) (issue.Issued, error) {
 	if !i.tasks.begin() {
-		return issue.Issued{}, fmt.Errorf("%w: %w", issue.ErrUnavailable, errStopping)
+		return issue.Issued{}, fmt.Errorf("%w: %w", issue.ErrUnavailable, issue.ErrStopping)
 	}
 	defer i.tasks.end()
 	ctx, cancel := i.untilStopping(ctx)
 	defer cancel()
 
+	if r.Resume != "" {
+		finish := i.metrics.resume()
+		issued, err := i.resume(ctx, r)
+		finish(err)
+		return issued, err
+	}
 	finish := i.metrics.begin()
 	issued, err := i.issue(ctx, r)
 	finish(err)
@@ -203,12 +208,17 @@ func (i *Issuer) issue(ctx context.Context, r issue.IssueRequest) (issue.Issued,
 	if err != nil {
 		return issue.Issued{}, fmt.Errorf("create CertificateRequest in namespace %s: %w", r.Pod.Namespace, err)
 	}
+	kept := r.Sending != nil && r.Sending(issue.Sent{Request: nameOf(cr).String(), Issuer: request.IssuerName(cr.Spec.IssuerRef)})
+	if ctx.Err() != nil {
+		return issue.Issued{}, fmt.Errorf("withdrawn before CertificateRequest %s was sent: %w", nameOf(cr), context.Cause(ctx))
+	}
 	w, left := i.board.expect(nameOf(cr), r.Volume)
+	w.kept = kept
 	i.trash.add(left...)
 	if err := i.create(ctx, client, w, cr, r); err != nil {
 		return issue.Issued{}, err
 	}
-	return i.await(ctx, w, cr, r)
+	return i.await(ctx, w, cr.Spec.IssuerRef, r)
 }
 
 func (i *Issuer) newRequest(ctx context.Context, r issue.IssueRequest) (*cmapi.CertificateRequest, error) {
@@ -275,35 +285,49 @@ func (i *Issuer) create(ctx context.Context, client cmclient.CertificateRequests
 			"pod", r.Pod.Name, "namespace", r.Pod.Namespace, "uid", r.Pod.UID, "volume", r.Volume, "spiffe_id", r.ID.String())
 		return nil
 	case <-ctx.Done():
+		leaves := w.leaves(ctx)
 		i.tasks.fork()
 		go func() {
 			defer i.tasks.end()
-			undo(<-answers)
+			if a := <-answers; !leaves {
+				undo(a)
+			}
 		}()
 		return fmt.Errorf("withdrawn while creating CertificateRequest %s: %w", w.name, context.Cause(ctx))
 	}
 }
 
 // await waits for the watch to show an end. The attempt is off the board when
-// it returns.
-func (i *Issuer) await(ctx context.Context, w *waiter, cr *cmapi.CertificateRequest, r issue.IssueRequest) (issue.Issued, error) {
+// it returns, unless it leaves its request to the next agent.
+func (i *Issuer) await(ctx context.Context, w *waiter, signer cmmeta.IssuerReference, r issue.IssueRequest) (issue.Issued, error) {
 	var said string
 	for {
 		v := i.board.look(w)
 		if v.phase.final() {
-			return i.conclude(w, v, cr, r)
+			return i.conclude(w, v, signer, r)
 		}
-		if now := waitingFor(v, w, cr.Spec.IssuerRef); now != said {
+		if now := waitingFor(v, w, signer); now != said {
 			said = now
 			r.Report(now)
 		}
 		select {
 		case <-w.wake:
 		case <-ctx.Done():
-			i.board.drop(w)
-			i.trash.add(ref{NamespacedName: w.name, uid: w.uid})
+			if w.leaves(ctx) {
+				return issue.Issued{}, fmt.Errorf("left to the next agent while %s: %w", said, context.Cause(ctx))
+			}
+			i.withdraw(w)
 			return issue.Issued{}, fmt.Errorf("withdrawn while %s: %w", said, context.Cause(ctx))
 		}
+	}
+}
+
+// withdraw takes an attempt off the board and has its request deleted. One that
+// nobody has seen yet is stale in the list to come.
+func (i *Issuer) withdraw(w *waiter) {
+	i.board.drop(w)
+	if r, ok := i.board.identify(w); ok {
+		i.trash.add(r)
 	}
 }
 
@@ -311,7 +335,11 @@ func waitingFor(v verdict, w *waiter, signer cmmeta.IssuerReference) string {
 	if v.phase != approved {
 		return fmt.Sprintf("waiting for approval of CertificateRequest %s", w.name)
 	}
-	s := fmt.Sprintf("waiting for %s %s to sign CertificateRequest %s", signer.Kind, signer.Name, w.name)
+	who := "the issuer" // Of a request that was resumed.
+	if signer.Name != "" {
+		who = signer.Kind + " " + signer.Name
+	}
+	s := fmt.Sprintf("waiting for %s to sign CertificateRequest %s", who, w.name)
 	if v.reason == cmapi.CertificateRequestReasonPending && v.message != "" {
 		s += ": " + issue.Quote(v.message)
 	}
@@ -319,17 +347,15 @@ func waitingFor(v verdict, w *waiter, signer cmmeta.IssuerReference) string {
 }
 
 // conclude turns a final verdict into the result of the attempt.
-func (i *Issuer) conclude(w *waiter, v verdict, cr *cmapi.CertificateRequest, r issue.IssueRequest) (issue.Issued, error) {
+func (i *Issuer) conclude(w *waiter, v verdict, signer cmmeta.IssuerReference, r issue.IssueRequest) (issue.Issued, error) {
 	switch v.phase {
 	case issued:
 		i.trash.add(i.board.keep(w)...)
-		return issue.Issued{
-			Chain:   v.chain,
-			CA:      v.ca,
-			Issuer:  request.IssuerName(cr.Spec.IssuerRef),
-			Request: w.name.String(),
-			Done:    i.doneWith(w, r.Volume),
-		}, nil
+		result := issue.Issued{Chain: v.chain, CA: v.ca, Request: w.name.String(), Done: i.doneWith(w, r.Volume)}
+		if signer.Name != "" {
+			result.Issuer = request.IssuerName(signer)
+		}
+		return result, nil
 	case denied:
 		i.trash.add(i.board.keep(w)...)
 		return issue.Issued{}, fmt.Errorf("CertificateRequest %s: %w by the approver: %s", w.name, issue.ErrDenied, words(v))
@@ -338,8 +364,10 @@ func (i *Issuer) conclude(w *waiter, v verdict, cr *cmapi.CertificateRequest, r 
 		return issue.Issued{}, fmt.Errorf("CertificateRequest %s: %w: %s", w.name, issue.ErrFailed, words(v))
 	default:
 		// Out of our sight is not yet deleted: its labels may have been changed.
-		i.board.drop(w)
-		i.trash.add(ref{NamespacedName: w.name, uid: w.uid})
+		i.withdraw(w)
+		if _, seen := i.board.identify(w); !seen {
+			return issue.Issued{}, fmt.Errorf("CertificateRequest %s of the agent before was deleted meanwhile: %w", w.name, issue.ErrGone)
+		}
 		return issue.Issued{}, fmt.Errorf("CertificateRequest %s was deleted while it was pending: %w", w.name, issue.ErrUnavailable)
 	}
 }
@@ -363,7 +391,7 @@ func words(v verdict) string {
 // tried again in the background.
 func (i *Issuer) doneWith(w *waiter, volume string) func(context.Context) {
 	var once sync.Once
-	r := ref{NamespacedName: w.name, uid: w.uid}
+	r, _ := i.board.identify(w)
 	return func(ctx context.Context) {
 		once.Do(func() {
 			for _, old := range i.board.done(volume, r) {

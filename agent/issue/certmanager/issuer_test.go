@@ -52,6 +52,12 @@ func (s *apiServer) config() *rest.Config {
 
 func start(t *testing.T, s *apiServer, edit func(*Options)) *fixture {
 	t.Helper()
+	return startWith(t, s, edit, func(*Issuer) {})
+}
+
+// startWith calls prepare before the Issuer runs.
+func startWith(t *testing.T, s *apiServer, edit func(*Options), prepare func(*Issuer)) *fixture {
+	t.Helper()
 	client, err := NewClient(s.config())
 	if err != nil {
 		t.Fatal(err)
@@ -68,6 +74,7 @@ func start(t *testing.T, s *apiServer, edit func(*Options)) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+	prepare(i)
 	var down bool
 	s.with(func() { down = s.down })
 	ctx, cancel := context.WithCancel(context.Background())

@@ -80,6 +80,15 @@ func (m *metrics) begin() func(error) {
 	}
 }
 
+// resume is begin for a request whose beginning is not known.
+func (m *metrics) resume() func(error) {
+	m.waiting.Inc()
+	return func(err error) {
+		m.waiting.Dec()
+		m.results.WithLabelValues(cmp.Or(issue.Outcome(err), "withdrawn")).Inc()
+	}
+}
+
 func (m *metrics) watchResult(call string, err error) {
 	result := "ok"
 	if err != nil {

@@ -31,6 +31,11 @@ func (i *Issuer) watch(ctx context.Context) {
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.LabelSelector = selector
+			if o.ResourceVersion == "0" && i.board.adopts() {
+				// Not from a cache that may lag behind: what is missing from this
+				// list is asked for anew.
+				o.ResourceVersion = ""
+			}
 			list, err := requests.List(ctx, o)
 			i.called("list", err)
 			return list, err

@@ -133,6 +133,9 @@ func (i *Issuer) Issue(ctx context.Context, r issue.IssueRequest) (issue.Issued,
 	if err := ctx.Err(); err != nil {
 		return issue.Issued{}, fmt.Errorf("sign %s: %w", r.ID, context.Cause(ctx))
 	}
+	if r.Resume != "" { // Nothing here outlives the process.
+		return issue.Issued{}, fmt.Errorf("sign %s: %w", r.ID, issue.ErrGone)
+	}
 	csr, err := i.check(r)
 	if err != nil {
 		return issue.Issued{}, fmt.Errorf("sign %s: %w: %w", r.ID, issue.ErrDenied, err)
