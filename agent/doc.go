@@ -23,6 +23,7 @@
 // lifecycle).
 //
 // Threats answered here. What is read back after a restart is the agent's own
-// state on tmpfs, but it is parsed as if a stranger wrote it. Flags are validated
+// state, and the attempts that were under way, on tmpfs (state.go, attempt.go), but it
+// is parsed as if a stranger wrote it. Flags are validated
 // before anything is opened: a bad one is one line and exit code 2.
 package main

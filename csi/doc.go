@@ -7,7 +7,7 @@
 // A volume is a tmpfs of its own, mounted under the driver's plugin directory (Store, Dir) and bind-mounted
 // to where kubelet wants it. One part of it is what the pod sees: files that are swapped all at once, and a
 // socket. The other part is private: the agent's state, which is how a restarted agent takes up the
-// identities of running pods without asking anybody.
+// identities of running pods without asking anybody, and what it has begun and not ended.
 //
 // The package knows nothing of certificates, of cert-manager and of the Workload API, and it has no
 // Kubernetes client. It asks one thing of the agent (Workloads): give this volume its identity, take it

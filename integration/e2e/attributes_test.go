@@ -40,7 +40,11 @@ func TestAttributes(t *testing.T) {
 		})
 	})
 	t.Run("restarts", func(t *testing.T) {
-		run(t, []part{{"a pod that does not wait", testAPodThatDoesNotWait}})
+		run(t, []part{
+			{"a pod that does not wait", testAPodThatDoesNotWait},
+			{"attempts survive a killed agent", testAttemptsSurviveAKilledAgent},
+			{"attempts survive a replaced agent", testAttemptsSurviveAReplacedAgent},
+		})
 	})
 }
 

@@ -16,6 +16,9 @@
 // the list that follows: a request that should be in it and is not was deleted,
 // and one in it that nobody waits for is a leftover and is deleted.
 //
+// A request may outlive the agent. One whose name the caller has kept is left when
+// the agent stops, and expected by the next one before its first list (resume.go).
+//
 // What this package never does: see a private key, verify a certificate (the
 // caller does), decide anything about an identity, read a pod.
 //
@@ -29,5 +32,6 @@
 //     operator, everything else goes at once. With a retention the newest few of
 //     each volume stay for audit, across restarts of the agent, until their pod
 //     goes, which owns them.
-//   - Deleting another's request: every delete of a seen object carries its UID.
+//   - Deleting another's request: every delete of a seen object carries its UID, and
+//     what an agent before has kept is not deleted before it was seen.
 package certmanager
