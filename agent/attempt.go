@@ -125,15 +125,11 @@ func (v *volumes) recoverAttempt(dir *csi.Dir, r recovered) *workload.Attempt {
 // was.
 func (v *volumes) recoverMount(dir *csi.Dir) (recovered, error) {
 	volume, a := v.readAttempt(dir, func(volume workload.Volume, _ *workload.Attempt) error {
-		d := volume.Attributes.Delivery
-		attribute, name, taken := v.names.with(d).collision(d)
 		switch {
 		case volume.ID != dir.ID():
 			return fmt.Errorf("it is of volume %q", volume.ID)
 		case volume.Attributes.NoWait:
 			return errors.New("it is of a volume that does not wait, and there is no state")
-		case taken:
-			return fmt.Errorf("its attribute %s is %q, which is now another file's name too", attribute, name)
 		}
 		return nil
 	})

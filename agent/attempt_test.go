@@ -238,23 +238,17 @@ func TestMountOutlivesAgents(t *testing.T) {
 	if !s.expected["v shop/r-0"] {
 		t.Error("the issuer was not told what to expect")
 	}
+	// The attempt is dropped after kubelet was answered, and before it is again.
+	if _, err := a.NodePublishVolume(t.Context(), n.publishRequest()); err != nil {
+		t.Fatal(err)
+	}
 	dir, _ := a.storage.store.Get("v")
-	awaitDropped(t, dir.ReadAttempt)
+	if _, err := dir.ReadAttempt(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the attempt is still kept: %v", err)
+	}
 	unpublish(t, n, a)
 	a.kill()
 	n.wantNothingLeft()
-}
-
-// awaitDropped: the attempt is dropped a moment after kubelet was answered. The entry
-// that does so takes one event at a time.
-func awaitDropped(t *testing.T, read func() ([]byte, error)) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
-		if _, err := read(); errors.Is(err, fs.ErrNotExist) {
-			return
-		}
-	}
-	t.Error("the attempt is still kept")
 }
 
 func unpublish(t *testing.T, n *node, a *agent) {
