@@ -54,6 +54,7 @@ type options struct {
 	useOwnServiceAccount                bool
 	keyTypeFlag                         string
 	keyType                             pki.KeyType
+	watchPods                           bool
 	publishTimeout                      time.Duration
 	reissueWindow                       time.Duration
 	concurrency                         workload.Limits
@@ -100,6 +101,7 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 	flags.IntVar(&o.retention, "certificate-request-retention", 0, "How many finished CertificateRequests of each volume to keep for audit, the newest; they go with the pod. 0: each is deleted when its certificate is stored")
 	flags.StringVar(&o.requesterFlag, "requester", string(request.RequesterAgent), `Who creates CertificateRequests: "agent" (the agent's own service account) or "pod" (each pod's, by a token from kubelet)`)
 	flags.BoolVar(&o.useOwnServiceAccount, "use-own-service-account", true, "csi-driver-spiffe's spelling: true is --requester=agent, false is --requester=pod")
+	flags.BoolVar(&o.watchPods, "watch-pods", false, "Watch the pods of this node, so that files belong to the runAsUser that all containers of their pod share. Needs the right to read the pods of the whole cluster (deploy/watch-pods); with --requester=agent only")
 	flags.StringVar(&o.keyTypeFlag, "key-type", string(pki.P256), "Key type of every SVID: P-256, P-384, Ed25519, RSA-2048, RSA-3072 or RSA-4096")
 	flags.DurationVar(&o.publishTimeout, "publish-timeout", time.Minute, "How long a mount waits for its SVID before kubelet is told to come back; the request goes on")
 	flags.DurationVar(&o.reissueWindow, "reissue-window", workload.DefaultReissueWindow, "Time over which SVIDs are replaced, in random order, when the issuer, key type or duration has become another one or their CA has left the trust bundle; 0 for at once")
@@ -264,6 +266,9 @@ func (o *options) checkRequester() error {
 	var err error
 	if o.requester, err = request.ParseRequester(o.requesterFlag); err != nil {
 		return observe.Usagef("--requester: %v", err)
+	}
+	if o.watchPods && o.requester != request.RequesterAgent {
+		return observe.Usagef("--watch-pods needs --requester=%s: with %s the agent has no business with pods", request.RequesterAgent, o.requester)
 	}
 	return nil
 }

@@ -23,6 +23,9 @@ type health struct {
 	watching func() error
 	// named says whether it is known which issuer to ask.
 	named func() bool
+	// pods says why the node's pods are not known at present; nil if they are
+	// nobody's business (--watch-pods).
+	pods func() error
 	// bundle is the configured trust bundle; nil if it is learned from issuers,
 	// which needs no bundle to begin with.
 	bundle func() (*x509bundle.Bundle, <-chan struct{})
@@ -42,6 +45,11 @@ func (h health) ready() error {
 	}
 	if !h.named() {
 		return errors.New("the ConfigMap that names the issuer has not been read yet")
+	}
+	if h.pods != nil {
+		if err := h.pods(); err != nil {
+			return err
+		}
 	}
 	if h.bundle == nil {
 		return nil

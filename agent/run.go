@@ -14,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/signet-spiffe/signet/agent/boundpods"
 	"github.com/signet-spiffe/signet/agent/issue"
 	"github.com/signet-spiffe/signet/agent/issue/certmanager"
 	"github.com/signet-spiffe/signet/agent/issuerconfig"
@@ -63,11 +64,15 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
+	pods, err := openPods(o, metrics, log)
+	if err != nil {
+		return err
+	}
 	server := workloadapi.NewServer(workloadapi.Options{Log: log, Registerer: metrics})
 	storage := newVolumes(store, server, o.files, o.trustDomain, log)
 	storage.pods = podsDir(filepath.Join(o.kubeletRoot, "pods"))
 	registry := workload.New(workload.Options{
-		Issuer: issuer, Trust: source, Volumes: storage, Attempts: storage, ID: identify(o.trustDomain, o.template),
+		Issuer: issuer, Trust: source, Volumes: storage, Attempts: storage, ID: identify(o.trustDomain, o.template), Owner: ownerOf(pods),
 		KeyType: o.keyType, Duration: o.duration, MinDuration: o.durations.min, MaxDuration: o.durations.max,
 		PublishTimeout: o.publishTimeout, Notifier: events, Log: log, Registerer: metrics,
 		Signer: signers, ReissueWindow: o.reissueWindow, Limits: o.concurrency,
@@ -75,7 +80,7 @@ func run(ctx context.Context, o *options) error {
 	// Before anything reaches for the API server: running pods need it least.
 	restore(storage, registry, source, o.attributeLimits(), log)
 	return serve(ctx, o, parts{
-		log: log, metrics: metrics, store: store, storage: storage, trust: source, issuer: issuer, signers: signers, workloadAPI: server, registry: registry, events: events,
+		log: log, metrics: metrics, store: store, storage: storage, trust: source, issuer: issuer, signers: signers, workloadAPI: server, registry: registry, events: events, pods: pods,
 	})
 }
 
@@ -182,6 +187,7 @@ type parts struct {
 	workloadAPI *workloadapi.Server
 	registry    *workload.Registry
 	events      *podevents.Recorder
+	pods        *boundpods.Pods // nil without --watch-pods.
 }
 
 // shutdownGrace bounds how long streams may take to hear that the agent stops.
@@ -219,6 +225,9 @@ func serve(ctx context.Context, o *options, p parts) error {
 	group.Go(func() error { p.signers.Run(ctx); return nil })
 	group.Go(func() error { p.registry.Run(ctx); return nil })
 	group.Go(func() error { p.events.Run(ctx); return nil })
+	if p.pods != nil {
+		group.Go(func() error { p.pods.Run(ctx); return nil })
+	}
 	if watcher, ok := p.trust.(interface{ Run(context.Context) }); ok {
 		group.Go(func() error { watcher.Run(ctx); return nil })
 	}
@@ -245,6 +254,9 @@ func readiness(registration *csi.Registration, p parts) observe.Check {
 	h := health{registered: registration.Registered, synced: p.issuer.Synced, watching: p.issuer.Watching, named: p.signers.Synced}
 	if _, learns := p.trust.(workload.Learner); !learns {
 		h.bundle = p.trust.Bundle
+	}
+	if p.pods != nil {
+		h.pods = p.pods.Watching
 	}
 	return h.ready
 }

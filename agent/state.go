@@ -37,7 +37,11 @@ type state struct {
 	Version int       `json:"version"`
 	Volume  string    `json:"volume"`
 	Pod     issue.Pod `json:"pod"`
-	GID     *int64    `json:"gid,omitempty"`
+	// UID and GID own the files; nil is root. An agent that knows of no UID makes
+	// root their owner at the next renewal: the pod's user is kept out then, nobody
+	// is let in.
+	UID *int64 `json:"uid,omitempty"`
+	GID *int64 `json:"gid,omitempty"`
 	// Attributes are nil in statePlain.
 	Attributes *attributes `json:"attributes,omitempty"`
 	// Unissued says that there is no SVID yet; the rest is empty then.
@@ -109,7 +113,7 @@ func marshalUnissued(v workload.Volume) ([]byte, error) {
 }
 
 func stateOf(v workload.Volume) state {
-	s := state{Version: statePlain, Volume: v.ID, Pod: v.Pod, GID: v.GID}
+	s := state{Version: statePlain, Volume: v.ID, Pod: v.Pod, UID: v.UID, GID: v.GID}
 	if a, d := v.Attributes, v.Attributes.Delivery; a != (workload.Attributes{}) {
 		s.Version = stateAttributes
 		s.Attributes = &attributes{
@@ -171,7 +175,7 @@ func (s state) volume() (workload.Volume, error) {
 	if err != nil {
 		return workload.Volume{}, err
 	}
-	return workload.Volume{ID: s.Volume, Pod: s.Pod, GID: s.GID, Attributes: chosen}, nil
+	return workload.Volume{ID: s.Volume, Pod: s.Pod, UID: s.UID, GID: s.GID, Attributes: chosen}, nil
 }
 
 // sameKey says that two public keys are one.

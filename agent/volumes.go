@@ -105,7 +105,7 @@ func (v *volumes) Store(volume workload.Volume, c workload.Content) error {
 			names.key:         key,
 			names.ca:          pki.MarshalCertificates(c.Bundle.X509Authorities()),
 		},
-		GID: volume.GID,
+		UID: volume.UID, GID: volume.GID,
 	})
 }
 

@@ -28,7 +28,7 @@ import (
 //
 //	/            0700 root           nobody but root gets here; pods see pod/ only
 //	  pod/       0555 root:<gid>     what is mounted into the pod
-//	    ..gen-X/ 0550 root:<gid>     one complete set of files, 0440 root:<gid>
+//	    ..gen-X/ 0550 <uid>:<gid>    one complete set of files, 0440 <uid>:<gid>
 //	    ..data   → ..gen-X           swapped in one rename
 //	    tls.crt  → ..data/tls.crt
 //	    spiffe.sock 0777
@@ -38,7 +38,8 @@ import (
 //	    attempt  the agent's own, opaque here: what it has begun and not ended
 //
 // Everybody inside the pod may list pod/ and connect to the socket: the socket is the way in for every
-// user, and who can reach it is the pod. The files stay with root and the group.
+// user, and who can reach it is the pod. The files are for their owner, root or one user, and for the group.
+// What the owner may do besides reading, the read-only mount in the container takes away again.
 const (
 	podDir     = "pod"
 	privateDir = "private"
@@ -65,8 +66,8 @@ var fileNamePattern = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
 type Files struct {
 	// Payload is file name → content. A file that was there before and is not in Payload goes.
 	Payload map[string][]byte
-	// GID owns the files; nil means root's group.
-	GID *int64
+	// UID and GID own the files; nil means root and root's group.
+	UID, GID *int64
 }
 
 // Dir is one volume: a tmpfs of its own. Its methods are safe for concurrent use and fail with ErrAborted
@@ -198,6 +199,9 @@ func (f Files) check() error {
 	if f.GID != nil && (*f.GID < 0 || *f.GID > maxGID) {
 		return fmt.Errorf("%w: group ID %d is out of range", ErrInvalid, *f.GID)
 	}
+	if f.UID != nil && (*f.UID < 0 || *f.UID > maxUID) {
+		return fmt.Errorf("%w: user ID %d is out of range", ErrInvalid, *f.UID)
+	}
 	return nil
 }
 
@@ -228,11 +232,15 @@ func swapFiles(pod *os.Root, f Files) error {
 	return removeNames(pod, f)
 }
 
-func (f Files) gid() int {
-	if f.GID == nil {
+func (f Files) uid() int { return idOrRoot(f.UID) }
+
+func (f Files) gid() int { return idOrRoot(f.GID) }
+
+func idOrRoot(id *int64) int {
+	if id == nil {
 		return 0
 	}
-	return int(*f.GID)
+	return int(*id)
 }
 
 // removeLeftovers deletes what a crash left and the generation before the current one. Deleted, not
@@ -265,18 +273,22 @@ func writeGeneration(pod *os.Root, generation string, f Files) error {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.Payload)) {
-		if err := writeFile(pod, filepath.Join(generation, name), f.Payload[name], f.gid()); err != nil {
+		if err := writeFile(pod, filepath.Join(generation, name), f.Payload[name], f.uid(), f.gid()); err != nil {
 			return err
 		}
 	}
 	if err := pod.Chown(generation, -1, f.gid()); err != nil {
 		return err
 	}
-	return pod.Chmod(generation, generationMode)
+	if err := pod.Chmod(generation, generationMode); err != nil {
+		return err
+	}
+	return pod.Chown(generation, f.uid(), -1)
 }
 
-// writeFile gives the file to its group before it can be opened by the group.
-func writeFile(pod *os.Root, name string, content []byte, gid int) error {
+// writeFile gives the file to its group before it can be opened by the group, and to its user last: to
+// change the mode of another's file takes one more capability (CAP_FOWNER).
+func writeFile(pod *os.Root, name string, content []byte, uid, gid int) error {
 	file, err := pod.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -287,6 +299,9 @@ func writeFile(pod *os.Root, name string, content []byte, gid int) error {
 	}
 	if err == nil {
 		err = file.Chmod(fileMode)
+	}
+	if err == nil {
+		err = file.Chown(uid, -1)
 	}
 	return errors.Join(err, file.Close())
 }

@@ -30,6 +30,8 @@ const (
 const (
 	// maxGID is the last real group. 4294967295 is (gid_t)-1: chown(2) takes it for "leave as it is".
 	maxGID = 1<<32 - 2
+	// maxUID is the last real user, for the same reason.
+	maxUID = maxGID
 	// maxPath keeps paths below PATH_MAX with room for what we append.
 	maxPath = 3800
 )

@@ -28,6 +28,8 @@ type message struct {
 	id     spiffeid.ID
 	// svid comes with Issued and Restored.
 	svid *SVID
+	// joins says of Published that it begins no new volume.
+	joins bool
 	// answer is where Published wants its result, removed where Unpublished does.
 	answer, removed chan error
 	// finish comes with Issued and Failed; it is called once the event was dealt
@@ -172,7 +174,12 @@ func (e *entry) admit(m message) bool {
 		m.answer <- err
 		return false
 	}
-	if e.machine.Phase() == Absent {
+	switch {
+	case e.machine.Phase() != Absent:
+	case m.joins:
+		m.answer <- fmt.Errorf("volume %s of pod %s/%s ended while it was published again: %w", v.ID, v.Pod.Namespace, v.Pod.Name, ErrUnpublished)
+		return false
+	default:
 		e.adopt(m)
 	}
 	if !v.Token.IsZero() && !v.Token.Equal(e.volume.Token) {

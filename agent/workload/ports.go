@@ -31,8 +31,9 @@ type Volume struct {
 	// ID is kubelet's volume ID.
 	ID  string
 	Pod issue.Pod
-	// GID owns the files; nil means root.
-	GID *int64
+	// UID and GID own the files; nil means root. UID is the Registry's to set, of a
+	// new volume (Options.Owner).
+	UID, GID *int64
 	// Token is the pod's service account token, if kubelet sent one.
 	Token issue.Token
 	// Attributes are what the pod's author chose for the volume.

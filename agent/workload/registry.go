@@ -27,6 +27,9 @@ type Options struct {
 	Volumes Volumes
 	// ID computes the SPIFFE ID of a pod.
 	ID func(issue.Pod) (spiffeid.ID, error)
+	// Owner, if not nil, finds the user who is to own the files of a pod's volume;
+	// nil is root. It is asked for every new volume and may block until ctx ends.
+	Owner func(ctx context.Context, pod issue.Pod) (*int64, error)
 	// KeyType of SVIDs, Duration asked for, where a volume's attributes do not
 	// say otherwise.
 	KeyType  pki.KeyType
@@ -127,8 +130,8 @@ func (r *Registry) all() []*entry {
 //
 // Errors: ErrPending after PublishTimeout (the attempt goes on and the next call
 // joins it), ErrUnpublished, ErrInvalid when v contradicts what is published
-// under its ID, issue's errors, *pki.RuleError, storage errors, ctx's error; one that
-// wraps issue.ErrUnavailable when the agent ends.
+// under its ID, issue's errors, *pki.RuleError, storage errors, ctx's error, those of
+// Options.Owner; one that wraps issue.ErrUnavailable when the agent ends.
 func (r *Registry) Publish(ctx context.Context, v Volume) error {
 	id, err := r.ID(v.Pod)
 	if err != nil {
@@ -136,8 +139,12 @@ func (r *Registry) Publish(ctx context.Context, v Volume) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, r.PublishTimeout, ErrPending)
 	defer cancel()
+	joins, err := r.own(ctx, &v)
+	if err != nil {
+		return err
+	}
 	answer := make(chan error, 1)
-	e := r.post(v.ID, message{event: Published{v.terms()}, volume: &v, id: id, answer: answer})
+	e := r.post(v.ID, message{event: Published{v.terms()}, volume: &v, id: id, answer: answer, joins: joins})
 	select {
 	case err := <-answer:
 		return err
@@ -147,6 +154,20 @@ func (r *Registry) Publish(ctx context.Context, v Volume) error {
 		cause := context.Cause(ctx)
 		return fmt.Errorf("SVID %s for pod %s/%s: %w (%s)", id, v.Pod.Namespace, v.Pod.Name, cause, e.status())
 	}
+}
+
+// own finds the owner of a new volume's files. A volume that is there has its own,
+// and its publish waits for nobody to be asked again: it joins what there is, and
+// begins nothing should that end meanwhile.
+func (r *Registry) own(ctx context.Context, v *Volume) (joins bool, err error) {
+	if r.Owner == nil {
+		return false, nil
+	}
+	if r.Holds(v.ID) {
+		return true, nil
+	}
+	v.UID, err = r.Owner(ctx, v.Pod)
+	return false, err
 }
 
 // Unpublish returns when nothing is left of the volume: streams ended, key
