@@ -72,6 +72,7 @@ type node struct {
 	issued *atomic.Int64
 	limits attributeLimits
 	pods   podsDir
+	owner  func(context.Context, issue.Pod) (*int64, error)
 }
 
 var testLimits = attributeLimits{
@@ -139,7 +140,7 @@ func (n *node) start() *agent {
 	storage := newVolumes(store, server, n.limits.names, td, log)
 	storage.pods = n.pods
 	registry := workload.New(workload.Options{
-		Issuer: n.issuer, Trust: source, Volumes: storage, Attempts: storage, ID: identify(td, template), KeyType: pki.P256,
+		Issuer: n.issuer, Trust: source, Volumes: storage, Attempts: storage, ID: identify(td, template), Owner: n.owner, KeyType: pki.P256,
 		Duration: time.Hour, MinDuration: n.limits.durations.min, MaxDuration: n.limits.durations.max, PublishTimeout: 10 * time.Second, Log: log, Registerer: prometheus.NewRegistry(),
 	})
 	restore(storage, registry, source, n.limits, log)

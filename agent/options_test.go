@@ -119,6 +119,23 @@ func TestRuntimeIssuerFlags(t *testing.T) {
 	}
 }
 
+func TestWatchPodsIsForRequesterAgent(t *testing.T) {
+	base := []string{"--node-id=node-1", "--kubeconfig=" + writeKubeconfig(t)}
+	if o, err := parse(t, base...); err != nil || o.watchPods {
+		t.Errorf("by default: %+v, %v, want it off", o.watchPods, err)
+	}
+	if o, err := parse(t, append(base, "--watch-pods")...); err != nil || !o.watchPods {
+		t.Errorf("switched on: %v", err)
+	}
+	for _, other := range []string{"--requester=pod", "--use-own-service-account=false"} {
+		_, err := parse(t, append(base, "--watch-pods", other)...)
+		var usage *observe.UsageError
+		if !errors.As(err, &usage) || !strings.Contains(err.Error(), "--watch-pods") {
+			t.Errorf("with %s: %v, want a usage error", other, err)
+		}
+	}
+}
+
 func mustParse(t *testing.T, arg string) *options {
 	t.Helper()
 	o, err := parse(t, "--node-id=node-1", "--kubeconfig="+writeKubeconfig(t), arg)

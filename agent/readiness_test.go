@@ -34,6 +34,8 @@ func TestReadiness(t *testing.T) {
 		"nothing was listed":              {func(h *health) { h.synced = func() bool { return false } }, "not listed"},
 		"the API server went away":        {func(h *health) { h.watching = func() error { return errors.New("connection refused") } }, "connection refused"},
 		"nobody said which issuer":        {func(h *health) { h.named = func() bool { return false } }, "ConfigMap"},
+		"pods are not seen":               {func(h *health) { h.pods = func() error { return errors.New("pods is forbidden") } }, "forbidden"},
+		"pods are seen":                   {func(h *health) { h.pods = func() error { return nil } }, ""},
 		"there is no bundle":              {func(h *health) { h.bundle = bundle() }, "no trust bundle"},
 		"the bundle is empty":             {func(h *health) { h.bundle = bundle([]*x509.Certificate{}...) }, "no trust bundle"},
 		"the bundle has expired":          {func(h *health) { h.bundle = bundle(expired) }, "expired"},

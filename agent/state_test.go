@@ -58,12 +58,12 @@ func contentWith(t testing.TB, dnsNames pki.DNSNames) workload.Content {
 
 func encoded(t testing.TB, c workload.Content) []byte {
 	t.Helper()
-	gid := int64(1234)
+	uid, gid := int64(1321), int64(1234)
 	key, err := c.SVID.Key.MarshalPEM()
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := marshalState(workload.Volume{ID: "v", Pod: pod, GID: &gid, Token: issue.NewToken("s3cret")}, c, key)
+	b, err := marshalState(workload.Volume{ID: "v", Pod: pod, UID: &uid, GID: &gid, Token: issue.NewToken("s3cret")}, c, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestStateSurvives(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.volume.ID != "v" || r.volume.Pod != pod || *r.volume.GID != 1234 || !r.volume.Token.IsZero() {
+	if r.volume.ID != "v" || r.volume.Pod != pod || *r.volume.UID != 1321 || *r.volume.GID != 1234 || !r.volume.Token.IsZero() {
 		t.Errorf("volume %+v", r.volume)
 	}
 	if r.svid.ID != cartID || !r.svid.Chain[0].Equal(c.SVID.Chain[0]) || !r.bundle.Equal(c.Bundle) {

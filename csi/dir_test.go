@@ -40,16 +40,24 @@ func published(t testing.TB) (d *Dir, podView string) {
 func TestFilesAsThePodSeesThem(t *testing.T) {
 	needMounts(t)
 	for name, c := range map[string]struct {
-		gid     *int64
-		wantGID uint32
+		uid, gid         *int64
+		wantUID, wantGID uint32
 	}{
-		"no group": {nil, 0},
-		"group":    {gid(1541), 1541},
-		"largest":  {gid(maxGID), maxGID},
+		"no group":       {nil, nil, 0, 0},
+		"group":          {nil, gid(1541), 0, 1541},
+		"largest":        {nil, gid(maxGID), 0, maxGID},
+		"user":           {gid(1321), nil, 1321, 0},
+		"user and group": {gid(1321), gid(1541), 1321, 1541},
+		"largest user":   {gid(maxUID), nil, maxUID, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, pod := published(t)
-			write(t, d, map[string]string{"tls.crt": "chain", "tls.key": "key", "ca.crt": "roots"}, c.gid)
+			payload := map[string][]byte{"tls.crt": []byte("chain"), "tls.key": []byte("key"), "ca.crt": []byte("roots")}
+			for range 2 { // The second replaces files that belong to somebody else.
+				if err := d.Write(Files{Payload: payload, UID: c.uid, GID: c.gid}); err != nil {
+					t.Fatal(err)
+				}
+			}
 			for path, want := range map[string]fs.FileMode{
 				".":        fs.ModeDir | 0o555,
 				"..data/.": fs.ModeDir | 0o550,
@@ -62,8 +70,12 @@ func TestFilesAsThePodSeesThem(t *testing.T) {
 					t.Fatal(err)
 				}
 				st := at.Sys().(*syscall.Stat_t)
-				if at.Mode() != want || st.Uid != 0 || st.Gid != c.wantGID {
-					t.Errorf("%s: mode %v owner %d:%d, want %v 0:%d", path, at.Mode(), st.Uid, st.Gid, want, c.wantGID)
+				wantUID := c.wantUID
+				if path == "." {
+					wantUID = 0 // The user must not own the way to the socket.
+				}
+				if at.Mode() != want || st.Uid != wantUID || st.Gid != c.wantGID {
+					t.Errorf("%s: mode %v owner %d:%d, want %v %d:%d", path, at.Mode(), st.Uid, st.Gid, want, wantUID, c.wantGID)
 				}
 			}
 			if err := os.WriteFile(filepath.Join(pod, "x"), nil, 0o600); !errors.Is(err, unix.EROFS) {
@@ -113,6 +125,49 @@ func TestOnlyTheGroupReadsAndEverybodyConnects(t *testing.T) {
 	}
 	if !errors.Is(private, fs.ErrPermission) {
 		t.Errorf("another user gets at the volume past its target: %v", private)
+	}
+}
+
+// The user that owns the files reads them, whatever its group, and can do no more.
+func TestOwnerReadsAndNobodyElse(t *testing.T) {
+	needMounts(t)
+	d, pod := published(t)
+	if err := d.Write(Files{Payload: map[string][]byte{"tls.key": []byte("key")}, UID: gid(1321), GID: gid(1541)}); err != nil {
+		t.Fatal(err)
+	}
+	key := filepath.Join(pod, "tls.key")
+	for _, c := range []struct {
+		uid, group int
+		reads      bool
+	}{{1321, 123, true}, {1400, 1541, true}, {1400, 123, false}} {
+		asUser(t, c.uid, c.group, func() {
+			if _, err := os.ReadFile(key); (err == nil) != c.reads {
+				t.Errorf("user %d of group %d: %v, reads should be %t", c.uid, c.group, err, c.reads)
+			}
+		})
+	}
+	asUser(t, 1321, 123, func() {
+		for what, err := range map[string]error{
+			"changes the mode": os.Chmod(key, 0o666), "writes": os.WriteFile(key, nil, 0o600), "removes": os.Remove(key),
+			"adds a file": os.WriteFile(filepath.Join(pod, "..data", "x"), nil, 0o600),
+		} {
+			if !errors.Is(err, unix.EROFS) && !errors.Is(err, fs.ErrPermission) {
+				t.Errorf("the owner %s: %v", what, err)
+			}
+		}
+	})
+	// The next set takes the place of one that belongs to somebody else.
+	write(t, d, map[string]string{"tls.key": "next"}, nil)
+	if b, err := os.ReadFile(key); err != nil || string(b) != "next" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+func TestOwnersOutOfRange(t *testing.T) {
+	for _, f := range []Files{{UID: gid(-1)}, {UID: gid(maxUID + 1)}, {GID: gid(-1)}, {GID: gid(maxGID + 1)}} {
+		if err := f.check(); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%v, want it invalid", err)
+		}
 	}
 }
 

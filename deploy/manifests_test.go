@@ -86,7 +86,7 @@ func examples(t *testing.T) []runtime.Object {
 // Every file is used: a manifest that no kustomization names would be installed
 // by nobody.
 func TestEveryFileIsInAKustomization(t *testing.T) {
-	for _, dir := range []string{"manifests", "requester-pod", "requester-pod-secrets", "approve-others", "runtime-issuer"} {
+	for _, dir := range []string{"manifests", "requester-pod", "requester-pod-secrets", "approve-others", "runtime-issuer", "watch-pods"} {
 		k := readKustomization(t, dir)
 		named := append([]string{"kustomization.yaml"}, k.Resources...)
 		for _, p := range k.Patches {
@@ -119,7 +119,7 @@ func TestCSIDriver(t *testing.T) {
 	secrets := *tokens.DeepCopy()
 	secrets.ServiceAccountTokenInSecrets = &yes
 	want := map[string]storagev1.CSIDriverSpec{
-		"manifests": plain, "approve-others": plain, "runtime-issuer": plain, "requester-pod": tokens, "requester-pod-secrets": secrets,
+		"manifests": plain, "approve-others": plain, "runtime-issuer": plain, "watch-pods": plain, "requester-pod": tokens, "requester-pod-secrets": secrets,
 	}
 	eachVariant(t, func(t *testing.T, name string, objects []runtime.Object) {
 		driver := find[*storagev1.CSIDriver](t, objects, request.DefaultDriverName)
@@ -174,6 +174,7 @@ func TestRightsAreTheLeast(t *testing.T) {
 		"approve-others": {"signet-agent": agent, "signet-approver": approver,
 			"signet-approver-others": {"approve cert-manager.io/signers"}},
 		"runtime-issuer": {"signet-agent": agent, "signet-approver": approver},
+		"watch-pods":     {"signet-agent": append(slices.Clone(agent), "get,list,watch /pods"), "signet-approver": approver},
 	}
 	inNamespace := map[string][]string{"signet-approver": {
 		"get,update coordination.k8s.io/leases named " + request.DefaultDriverName,
@@ -206,10 +207,11 @@ func TestRightsAreTheLeast(t *testing.T) {
 }
 
 // No rule anywhere, the examples' included, has a wildcard; the agent never gets
-// at what RBAC cannot narrow to its node.
+// at what RBAC cannot narrow to its node, unless the operator chose that it reads
+// pods.
 func TestNoWildcardsAndNoReachBeyondTheNode(t *testing.T) {
 	beyond := []string{"pods", "secrets", "nodes", "configmaps", "serviceaccounts", "serviceaccounts/token"}
-	eachVariant(t, func(t *testing.T, _ string, objects []runtime.Object) {
+	eachVariant(t, func(t *testing.T, variant string, objects []runtime.Object) {
 		for _, o := range append(objects, examples(t)...) {
 			var policy []rbacv1.PolicyRule
 			switch o := o.(type) {
@@ -228,7 +230,8 @@ func TestNoWildcardsAndNoReachBeyondTheNode(t *testing.T) {
 					}
 				}
 				for _, resource := range r.Resources {
-					if name == "signet-agent" && slices.Contains(beyond, resource) {
+					chosen := variant == "watch-pods" && resource == "pods"
+					if name == "signet-agent" && slices.Contains(beyond, resource) && !chosen {
 						t.Errorf("the agent may %v %s", r.Verbs, resource)
 					}
 				}
@@ -417,6 +420,9 @@ func TestThePartsAgree(t *testing.T) {
 		}
 		if _, got := approver["auto-approve-non-spiffe"]; got != (name == "approve-others") {
 			t.Errorf("--auto-approve-non-spiffe given: %t", got)
+		}
+		if _, got := agent["watch-pods"]; got != (name == "watch-pods") {
+			t.Errorf("--watch-pods given: %t", got)
 		}
 		plugin := "/var/lib/kubelet/plugins/" + agent["csi-driver-name"]
 		if agent["endpoint"] != "unix://"+plugin+"/csi.sock" || agent["data-root"]+"/"+agent["csi-driver-name"] != plugin {

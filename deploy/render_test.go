@@ -210,6 +210,7 @@ var variants = map[string]func(t *testing.T) []runtime.Object{
 	"requester-pod-secrets": func(t *testing.T) []runtime.Object { return render(t, "requester-pod-secrets") },
 	"approve-others":        func(t *testing.T) []runtime.Object { return render(t, "manifests", "approve-others") },
 	"runtime-issuer":        func(t *testing.T) []runtime.Object { return render(t, "manifests", "runtime-issuer") },
+	"watch-pods":            func(t *testing.T) []runtime.Object { return render(t, "manifests", "watch-pods") },
 }
 
 func TestRenderingIsKustomizes(t *testing.T) {
@@ -220,7 +221,7 @@ func TestRenderingIsKustomizes(t *testing.T) {
 	for name, variant := range variants {
 		t.Run(name, func(t *testing.T) {
 			dir := name
-			if name == "approve-others" || name == "runtime-issuer" {
+			if readKustomization(t, name).Kind == "Component" {
 				dir = copyWithComponent(t, name)
 			}
 			out, err := exec.CommandContext(t.Context(), kubectl, "kustomize", dir).Output()

@@ -57,6 +57,8 @@ type Options struct {
 	// ApproveOthers adds the component with which the approver decides about
 	// requests that have nothing to do with SPIFFE as well.
 	ApproveOthers bool
+	// WatchPods adds the component with which the agent reads pods.
+	WatchPods bool
 	// AgentFlags and ApproverFlags are set in the containers' arguments, by
 	// flag name with dashes: {"--log-level": "5"}.
 	AgentFlags, ApproverFlags map[string]string
@@ -74,7 +76,10 @@ func (o Options) kustomization(deploy string) ([]byte, error) {
 	}
 	content := map[string][]string{"resources": {filepath.Join(deploy, overlay)}}
 	if o.ApproveOthers {
-		content["components"] = []string{filepath.Join(deploy, "approve-others")}
+		content["components"] = append(content["components"], filepath.Join(deploy, "approve-others"))
+	}
+	if o.WatchPods {
+		content["components"] = append(content["components"], filepath.Join(deploy, "watch-pods"))
 	}
 	return yaml.Marshal(content)
 }

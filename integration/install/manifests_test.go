@@ -85,13 +85,17 @@ func TestEditOfManifestsWithoutTheAgentIsAnError(t *testing.T) {
 }
 
 func TestKustomizationNamesOverlayAndComponent(t *testing.T) {
-	got, err := Options{Requester: RequesterPod, ApproveOthers: true}.kustomization("../deploy")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := "components:\n- ../deploy/approve-others\nresources:\n- ../deploy/requester-pod\n"
-	if diff := cmp.Diff(want, string(got)); diff != "" {
-		t.Errorf("kustomization (-want +got):\n%s", diff)
+	for want, options := range map[string]Options{
+		"components:\n- ../deploy/approve-others\nresources:\n- ../deploy/requester-pod\n":                     {Requester: RequesterPod, ApproveOthers: true},
+		"components:\n- ../deploy/approve-others\n- ../deploy/watch-pods\nresources:\n- ../deploy/manifests\n": {ApproveOthers: true, WatchPods: true},
+	} {
+		got, err := options.kustomization("../deploy")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, string(got)); diff != "" {
+			t.Errorf("kustomization (-want +got):\n%s", diff)
+		}
 	}
 }
 
