@@ -15,6 +15,7 @@
 //   - agent/workload is the lifecycle of each volume;
 //   - agent/issue/certmanager obtains certificates;
 //   - agent/trust knows which authorities to trust;
+//   - agent/boundpods watches the node's pods, if the operator lets it;
 //   - agent/podevents tells pods' owners what becomes of their SVIDs;
 //   - workloadapi serves the SPIFFE Workload API.
 //

@@ -72,7 +72,7 @@ type node struct {
 	issued *atomic.Int64
 	limits attributeLimits
 	pods   podsDir
-	owner  func(context.Context, issue.Pod) (*int64, error)
+	owner  func(context.Context, workload.Volume) (*int64, error)
 }
 
 var testLimits = attributeLimits{

@@ -177,6 +177,9 @@ func observeAgent(t *testing.T, c *cluster) observed {
 	must(t, err)
 	events, err := newEvents(o, listing, log)
 	must(t, err)
+	o.watchPods = true // For its metrics; it is not run.
+	_, err = openPods(o, listing, log)
+	must(t, err)
 	workloadapi.NewServer(workloadapi.Options{Log: log, Registerer: listing})
 	registry := workload.New(workload.Options{
 		Issuer: issuer, Trust: source, Volumes: tmpfs{}, ID: identify(o.trustDomain, o.template), KeyType: o.keyType,

@@ -15,8 +15,11 @@ import (
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	coreclient "k8s.io/client-go/kubernetes/typed/core/v1"
 
+	"github.com/signet-spiffe/signet/agent/boundpods"
 	"github.com/signet-spiffe/signet/agent/issue"
+	"github.com/signet-spiffe/signet/agent/workload"
 )
 
 // wantFilesOf checks who owns the files in the volume, and that the way to the
@@ -46,14 +49,14 @@ func (n *node) wantFilesOf(uid uint32) {
 func TestOwnerOutlivesAgents(t *testing.T) {
 	n := newNode(t)
 	user := int64(1321)
-	n.owner = func(context.Context, issue.Pod) (*int64, error) { return &user, nil }
+	n.owner = func(context.Context, workload.Volume) (*int64, error) { return &user, nil }
 	a := n.start()
 	if _, err := a.NodePublishVolume(t.Context(), n.publishRequest()); err != nil {
 		t.Fatal(err)
 	}
 	n.wantFilesOf(1321)
-	for name, owner := range map[string]func(context.Context, issue.Pod) (*int64, error){
-		"the API server is away": func(context.Context, issue.Pod) (*int64, error) {
+	for name, owner := range map[string]func(context.Context, workload.Volume) (*int64, error){
+		"the API server is away": func(context.Context, workload.Volume) (*int64, error) {
 			return nil, fmt.Errorf("%w: connection refused", issue.ErrUnavailable)
 		},
 		"pods are not watched any more": nil,
@@ -85,7 +88,7 @@ func TestOwnerOutlivesAgents(t *testing.T) {
 // again, and leaves nothing.
 func TestMountWithoutAnOwnerIsTriedAgain(t *testing.T) {
 	n := newNode(t)
-	n.owner = func(context.Context, issue.Pod) (*int64, error) {
+	n.owner = func(context.Context, workload.Volume) (*int64, error) {
 		return nil, fmt.Errorf("%w: connection refused", issue.ErrUnavailable)
 	}
 	a := n.start()
@@ -98,4 +101,20 @@ func TestMountWithoutAnOwnerIsTriedAgain(t *testing.T) {
 		t.Error("asked for an SVID all the same")
 	}
 	n.wantNothingLeft()
+}
+
+// A volume without files needs no owner: its mount does not depend on it.
+func TestVolumeWithoutFilesNeedsNoOwner(t *testing.T) {
+	if ownerOf(nil) != nil {
+		t.Error("without --watch-pods somebody is asked")
+	}
+	pods, err := boundpods.New(boundpods.Options{Client: coreclient.New(nil), Node: "node-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := workload.Volume{ID: "v", Pod: pod}
+	v.Attributes.Delivery.NoFiles = true
+	if user, err := ownerOf(pods)(t.Context(), v); user != nil || err != nil {
+		t.Errorf("user %v, %v", user, err)
+	}
 }

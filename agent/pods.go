@@ -12,7 +12,7 @@ import (
 	coreclient "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/signet-spiffe/signet/agent/boundpods"
-	"github.com/signet-spiffe/signet/agent/issue"
+	"github.com/signet-spiffe/signet/agent/workload"
 )
 
 // openPods makes what watches this node's pods; nil without --watch-pods. It
@@ -28,10 +28,16 @@ func openPods(o *options, metrics prometheus.Registerer, log *slog.Logger) (*bou
 	return boundpods.New(boundpods.Options{Client: client, Node: o.nodeID, Log: log, Registerer: metrics})
 }
 
-// ownerOf finds the users who own files; nil where all files are root's.
-func ownerOf(pods *boundpods.Pods) func(context.Context, issue.Pod) (*int64, error) {
+// ownerOf finds the users who own files; nil where all files are root's. A volume
+// without files needs to know none.
+func ownerOf(pods *boundpods.Pods) func(context.Context, workload.Volume) (*int64, error) {
 	if pods == nil {
 		return nil
 	}
-	return pods.SharedUser
+	return func(ctx context.Context, v workload.Volume) (*int64, error) {
+		if v.Attributes.Delivery.NoFiles {
+			return nil, nil
+		}
+		return pods.SharedUser(ctx, v.Pod)
+	}
 }

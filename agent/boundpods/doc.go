@@ -5,7 +5,7 @@
 // gave the agent the right to read pods (--watch-pods, off by default).
 //
 // It owns one watch, narrowed to the node by spec.nodeName, and a cache that holds
-// of each pod no more than who it is and which user its containers share. A pod
+// of each pod no more than its UID and the user that its containers share. A pod
 // that kubelet asks for before the watch has shown it is read once.
 //
 // The user is what kubelet itself takes for the files of projected service account

@@ -42,7 +42,7 @@ type Pods struct {
 	synced bool
 	// trouble is how the newest list or watch call began.
 	trouble error
-	changed chan struct{} // Closed and replaced when users changed.
+	changed chan struct{} // Closed and replaced at every news.
 }
 
 // New makes Pods that know none until Run is running. It does no I/O.
@@ -128,7 +128,7 @@ func (p *Pods) read(ctx context.Context, pod issue.Pod, changed <-chan struct{})
 	}
 }
 
-// put takes in pods that are there.
+// put takes in a pod that is there.
 func (p *Pods) put(pod *corev1.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -140,6 +140,7 @@ func (p *Pods) remove(pod *corev1.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.users, pod.UID)
+	p.bump()
 }
 
 // replace takes in all pods that are there.
@@ -171,12 +172,17 @@ func (p *Pods) Watching() error {
 	return nil
 }
 
-// called takes in how a list or watch call began.
-func (p *Pods) called(err error) {
+// called takes in how a list or watch call began. That a server is asked for what
+// is too old, or does not stream lists, is no trouble: the next call does without.
+func (p *Pods) called(ctx context.Context, err error) {
+	if ctx.Err() != nil || apierrors.IsInvalid(err) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	news := err != nil && p.trouble == nil
 	p.trouble = err
+	p.bump()
 	if news {
 		p.log.Warn("cannot watch the pods of this node; tried again and again", "error", issue.Quote(err.Error()))
 	}

@@ -31,13 +31,13 @@ func (p *Pods) Run(ctx context.Context) {
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = selector
 			list, err := pods.List(ctx, o)
-			p.called(err)
+			p.called(ctx, err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = selector
 			w, err := pods.Watch(ctx, o)
-			p.called(err)
+			p.called(ctx, err)
 			return w, err
 		},
 	}

@@ -24,7 +24,7 @@ type owners struct {
 	wait  bool // Until ctx ends.
 }
 
-func (o *owners) find(ctx context.Context, _ issue.Pod) (*int64, error) {
+func (o *owners) find(ctx context.Context, _ Volume) (*int64, error) {
 	o.mu.Lock()
 	o.asked++
 	user, err, wait := o.user, o.err, o.wait

@@ -27,9 +27,9 @@ type Options struct {
 	Volumes Volumes
 	// ID computes the SPIFFE ID of a pod.
 	ID func(issue.Pod) (spiffeid.ID, error)
-	// Owner, if not nil, finds the user who is to own the files of a pod's volume;
-	// nil is root. It is asked for every new volume and may block until ctx ends.
-	Owner func(ctx context.Context, pod issue.Pod) (*int64, error)
+	// Owner, if not nil, finds the user who is to own the files of a volume; nil is
+	// root. It is asked for every new volume and may block until ctx ends.
+	Owner func(ctx context.Context, v Volume) (*int64, error)
 	// KeyType of SVIDs, Duration asked for, where a volume's attributes do not
 	// say otherwise.
 	KeyType  pki.KeyType
@@ -166,7 +166,7 @@ func (r *Registry) own(ctx context.Context, v *Volume) (joins bool, err error) {
 	if r.Holds(v.ID) {
 		return true, nil
 	}
-	v.UID, err = r.Owner(ctx, v.Pod)
+	v.UID, err = r.Owner(ctx, *v)
 	return false, err
 }
 
