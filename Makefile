@@ -22,10 +22,12 @@ export GOFLAGS += -buildvcs=false
 FUZZTIME ?= 20s
 DEMO_FLAGS ?=
 TEST_FLAGS ?=
+BENCH_FLAGS ?=
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 GOTESTSUM := gotest.tools/gotestsum@v1.13.0
+BENCHSTAT := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
 MODULES := . integration
 
@@ -99,7 +101,17 @@ fuzz: ## Fuzz every fuzz target for FUZZTIME each
 	done
 
 .PHONY: bench
-bench: ## Benchmarks
+bench: deps ## Measure Signet beside the least that any client has to do, on a real Kubernetes (as root); writes docs/benchmarks.md
+	cd integration && $(GO) run ./cmd/bench --kubernetes-version=$(KUBERNETES_VERSION) $(BENCH_FLAGS)
+
+.PHONY: bench-compare
+bench-compare: ## Compare the last two runs of make bench
+	@runs=$$( (ls bin/bench/*.txt 2>/dev/null || true) | tail -n 2); \
+	if [ "$$(wc -w <<<"$$runs")" != 2 ]; then echo "bin/bench holds fewer than two runs: run make bench twice"; exit 1; fi; \
+	$(GO) run $(BENCHSTAT) $$runs
+
+.PHONY: bench-micro
+bench-micro: ## Go benchmarks of single packages
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: cluster-up
