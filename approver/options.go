@@ -95,7 +95,7 @@ func (o *options) addPolicyFlags(flags *pflag.FlagSet) {
 }
 
 func (o *options) addServerFlags(flags *pflag.FlagSet) {
-	flags.IntVar(&o.concurrentReconciles, "concurrent-reconciles", defaultConcurrency, "Requests that are decided at the same time")
+	flags.IntVar(&o.concurrentReconciles, "concurrent-reconciles", defaultConcurrency, "Decisions that are written at the same time")
 	flags.StringVar(&o.leaseNamespace, "leader-election-namespace", "cert-manager", "Namespace of the leader election Lease")
 	flags.StringVar(&o.readinessProbeAddress, "readiness-probe-bind-address", ":6060", `Address of /readyz and /healthz; "0" for none`)
 	flags.StringVar(&o.metricsAddress, "metrics-bind-address", ":9402", `Address of /metrics; "0" for none`)

@@ -36,7 +36,8 @@ type Options struct {
 	Policy evaluate.Policy
 	// RuntimeIssuer names a ConfigMap with one more issuer; empty name: none.
 	RuntimeIssuer types.NamespacedName
-	// ConcurrentReconciles is how many requests are decided at the same time.
+	// ConcurrentReconciles is how many decisions are written at the same time;
+	// readAhead times as many requests are evaluated.
 	ConcurrentReconciles int
 	// LeaderElectionNamespace holds the Lease, which is named after the driver.
 	LeaderElectionNamespace string
@@ -64,6 +65,12 @@ const (
 	retryBase = 100 * time.Millisecond
 	retryMax  = 10 * time.Second
 )
+
+// readAhead is how many requests are evaluated for each decision that may be
+// written. Writes are bounded for the sake of cert-manager's webhook, which reads
+// of pods do not meet: with one bound for both, each write would wait for a read,
+// and approvals would come at half the speed that the webhook allows.
+const readAhead = 4
 
 // New makes a manager that decides requests when it is started. The caller's
 // config is not changed. Nothing is read from the API server yet.
@@ -139,6 +146,7 @@ func addReconciler(mgr manager.Manager, o Options) error {
 		pods:     mgr.GetAPIReader(),
 		issuers:  &issuers{static: o.Policy.Issuers, ref: o.RuntimeIssuer, reader: mgr.GetClient(), log: o.Log},
 		policy:   o.Policy,
+		writing:  make(chan struct{}, o.ConcurrentReconciles),
 		recorder: mgr.GetEventRecorder(FieldOwner),
 		metrics:  m,
 		log:      o.Log,
@@ -154,7 +162,7 @@ func addReconciler(mgr manager.Manager, o Options) error {
 		Named("certificaterequests").
 		For(&cmapi.CertificateRequest{}, builder.WithPredicates(candidates(o.Policy.Driver, o.Policy.ApproveNonSPIFFE))).
 		WithOptions(controller.Options{
-			MaxConcurrentReconciles: o.ConcurrentReconciles,
+			MaxConcurrentReconciles: readAhead * o.ConcurrentReconciles,
 			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](retryBase, retryMax),
 			// A standby keeps its cache filled and takes over at once.
 			EnableWarmup: &warm,

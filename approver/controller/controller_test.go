@@ -154,6 +154,7 @@ func newCluster(t *testing.T, objects ...client.Object) *cluster {
 	policy := testPolicy(t)
 	c.reconciler = &reconciler{
 		requests: c.Client, status: c.Status(), pods: c.Client, policy: policy, recorder: c.events, metrics: m, log: quiet,
+		writing: make(chan struct{}, 1),
 		issuers: &issuers{static: policy.Issuers, reader: c.Client, log: quiet},
 		now:     func() time.Time { return testNow },
 	}

@@ -44,9 +44,11 @@ type reconciler struct {
 	// status writes the conditions.
 	status client.SubResourceWriter
 	// pods reads from the API server.
-	pods     client.Reader
-	issuers  *issuers
-	policy   evaluate.Policy // but for Issuers
+	pods    client.Reader
+	issuers *issuers
+	policy  evaluate.Policy // but for Issuers
+	// writing holds one token for each decision that is being written.
+	writing  chan struct{}
 	recorder events.EventRecorder
 	metrics  *metrics
 	log      *slog.Logger
@@ -162,10 +164,18 @@ func note(message string) string {
 	return message[:cut] + "…"
 }
 
+// write waits for its turn, which is over in the time of a few writes: what was
+// read about the pod is hardly older for it.
 func (r *reconciler) write(ctx context.Context, cr *cmapi.CertificateRequest, v evaluate.Verdict) error {
 	patch, err := statusPatch(cr, v, r.now())
 	if err != nil {
 		return err
+	}
+	select {
+	case r.writing <- struct{}{}:
+		defer func() { <-r.writing }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 	target := &cmapi.CertificateRequest{ObjectMeta: metav1.ObjectMeta{Namespace: cr.Namespace, Name: cr.Name}}
 	return r.status.Patch(ctx, target, client.RawPatch(types.MergePatchType, patch), client.FieldOwner(FieldOwner))

@@ -48,8 +48,10 @@ type options struct {
 	quick      bool
 	approvers  int
 	agentFlags []string
-	document   string
-	results    string
+	// approverFlags are by name with dashes.
+	approverFlags map[string]string
+	document      string
+	results       string
 
 	// Of the process inside alone.
 	cluster, apiServer, dir, agent string
@@ -79,6 +81,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return outside(cmd.Context(), &o, cmd.Flags().Changed) },
 	}
+	cmd.Flags().StringToStringVar(&o.approverFlags, "approver-flag", nil, "additional flag of the approver (repeatable), e.g. --concurrent-reconciles=10")
 	cmd.Flags().StringVar(&o.version, "kubernetes-version", cluster.DefaultKubernetesVersion, "version of Kubernetes, one of those pinned below integration/tools")
 	o.addFlags(cmd)
 	cmd.AddCommand(insideCommand())
@@ -140,7 +143,7 @@ func outside(ctx context.Context, o *options, changed func(string) bool) (err er
 	if err != nil {
 		return err
 	}
-	if err := setUp(ctx, c, in, images); err != nil {
+	if err := setUp(ctx, o, c, in, images); err != nil {
 		return interrupted(ctx, err)
 	}
 	address, err := bench.APIServerAddress(ctx, in.Kube)
@@ -193,14 +196,14 @@ func bringUp(ctx context.Context, o *options, tell func(string, ...any)) (*clust
 	return c, images, errors.Join(err, group.Wait())
 }
 
-func setUp(ctx context.Context, c *cluster.Cluster, in *install.Installer, images []cluster.Image) error {
+func setUp(ctx context.Context, o *options, c *cluster.Cluster, in *install.Installer, images []cluster.Image) error {
 	group, both := errgroup.WithContext(ctx)
 	group.Go(func() error { return install.LoadImages(both, c, images) })
 	group.Go(func() error { return in.Issuer(both) })
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return in.Signet(ctx, install.Options{})
+	return in.Signet(ctx, install.Options{ApproverFlags: o.approverFlags})
 }
 
 // measure runs this program again, on the cluster's node.
@@ -261,8 +264,11 @@ func inside(ctx context.Context, o *options) error {
 		Sizes: sizes, Config: c.RESTConfig(), APIServer: o.apiServer, Cluster: o.cluster, Kubernetes: o.version, Dir: o.dir, Agent: o.agent,
 		Approvers: o.approvers, AgentFlags: o.agentFlags, Say: say(time.Now()),
 	})
+	if ctx.Err() != nil {
+		return errSaid // Outside says it.
+	}
 	if err != nil {
-		return interrupted(ctx, err)
+		return err
 	}
 	return o.write(results)
 }
