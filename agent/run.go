@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -76,6 +77,9 @@ func run(ctx context.Context, o *options) error {
 		KeyType: o.keyType, Duration: o.duration, MinDuration: o.durations.min, MaxDuration: o.durations.max,
 		PublishTimeout: o.publishTimeout, Notifier: events, Log: log, Registerer: metrics,
 		Signer: signers, ReissueWindow: o.reissueWindow, Limits: o.concurrency,
+		// What a burst of mounts, or taking up the volumes of the agent before, has
+		// left to be collected would stay resident for minutes.
+		Calm: debug.FreeOSMemory,
 	})
 	// Before anything reaches for the API server: running pods need it least.
 	restore(storage, registry, source, o.attributeLimits(), log)

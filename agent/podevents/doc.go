@@ -21,9 +21,9 @@
 // Threats answered here:
 //   - A thousand volumes that fail for hours fill etcd. Each volume has one
 //     Event per reason, patched ever more rarely; all volumes of a node share a
-//     budget; what waits to be sent is bounded.
-//   - An API server that hangs holds up renewals. One goroutine sends, and
-//     nobody waits for it.
+//     budget, good news a smaller one; what waits to be sent is bounded.
+//   - An API server that hangs holds up renewals. Two goroutines send, one
+//     of them what went wrong, and nobody waits for them.
 //   - Foreign words smuggle line breaks, terminal codes, a key or a token into
 //     what people with few rights may read. Words are cleaned, clipped, and
 //     stripped of what looks like either.

@@ -181,6 +181,7 @@ func TestSecretsAreRemoved(t *testing.T) {
 func TestEventIsOnThePod(t *testing.T) {
 	run(t, func(t *testing.T, r *Recorder, m *memory) {
 		r.Notify(workload.Notification{Notice: workload.NoticeIssued, Volume: "v", Pod: cartPod, ID: cartID, NotAfter: noon})
+		synctest.Wait() // Good news and bad take different ways.
 		long := failure("v", errors.New("x"))
 		long.Pod.Name = strings.Repeat("a", 199) + "-." + strings.Repeat("b", 52)
 		r.Notify(long)
@@ -294,13 +295,13 @@ func TestSeriesEnds(t *testing.T) {
 	}
 }
 
-// A node's pods that start at once all get their Event; beyond that the budget
-// spreads them.
+// What goes wrong for a node's pods at once is told at once; beyond that the budget
+// spreads it.
 func TestAllVolumesShareABudget(t *testing.T) {
 	run(t, func(t *testing.T, r *Recorder, m *memory) {
 		start := time.Now()
 		for i := range burst + 50 {
-			r.Notify(workload.Notification{Notice: workload.NoticeIssued, Volume: fmt.Sprint(i), Pod: cartPod, ID: cartID})
+			r.Notify(failure(fmt.Sprint(i), issue.ErrDenied))
 		}
 		synctest.Wait()
 		if got := len(m.take()); got != burst {
@@ -312,6 +313,30 @@ func TestAllVolumesShareABudget(t *testing.T) {
 		defer m.mu.Unlock()
 		if len(m.sent) != 50 || m.times[49].Sub(start) < 4900*time.Millisecond {
 			t.Errorf("%d later, the last after %s; want 50 in 5s", len(m.sent), m.times[len(m.times)-1].Sub(start))
+		}
+	})
+}
+
+// Good news takes its time, and what goes wrong does not wait for it.
+func TestGoodNewsWaits(t *testing.T) {
+	run(t, func(t *testing.T, r *Recorder, m *memory) {
+		const volumes = newsBurst + 20
+		for i := range volumes {
+			r.Notify(workload.Notification{Notice: workload.NoticeIssued, Volume: fmt.Sprint(i), Pod: cartPod, ID: cartID})
+		}
+		synctest.Wait()
+		if got := len(m.take()); got != newsBurst {
+			t.Errorf("%d at once, want %d", got, newsBurst)
+		}
+		r.Notify(failure("v", issue.ErrDenied))
+		synctest.Wait()
+		if got := m.take(); len(got) != 1 || got[0].Reason != ReasonDenied {
+			t.Errorf("a denial waits behind good news: %v", got)
+		}
+		time.Sleep(20 / newsPerSecond * time.Second)
+		synctest.Wait()
+		if got := len(m.take()); got != 20 || r.count(ReasonIssued, "sent") != volumes {
+			t.Errorf("%d later, want 20", got)
 		}
 	})
 }

@@ -24,11 +24,17 @@ import (
 )
 
 const (
-	// The budget of all volumes of a node: a node's worth of pods at once, then
-	// some every second. kubelet's own Events have five times that.
+	// The budget of all volumes of a node for what went wrong: a node's worth of
+	// pods at once, then some every second. kubelet's own Events have five times
+	// that.
 	perSecond = 10
 	burst     = 110
-	// maxQueued bounds what waits for the budget or the API server.
+	// The budget for good news, which can wait: while a node's pods come all at
+	// once, an Event for each would cost the API server a fifth of what the SVIDs
+	// themselves cost it.
+	newsPerSecond = 2
+	newsBurst     = 10
+	// maxQueued bounds what waits for its budget or the API server, of either.
 	maxQueued = 512
 	// sendTimeout bounds one call to the API server.
 	sendTimeout = 5 * time.Second
@@ -54,12 +60,12 @@ type Options struct {
 
 // Recorder makes Events of notifications. Safe for concurrent use.
 type Recorder struct {
-	sink   Sink
-	node   string
-	log    *slog.Logger
-	total  *prometheus.CounterVec
-	budget flowcontrol.RateLimiter
-	queue  chan *corev1.Event
+	sink  Sink
+	node  string
+	log   *slog.Logger
+	total *prometheus.CounterVec
+	// Bad news do not wait behind good ones.
+	warnings, news lane
 
 	mu     sync.Mutex // Guards ledger; never held during I/O.
 	ledger *ledger
@@ -67,12 +73,21 @@ type Recorder struct {
 
 var _ workload.Notifier = (*Recorder)(nil)
 
+// lane is Events that are sent one after the other within one budget.
+type lane struct {
+	budget flowcontrol.RateLimiter
+	queue  chan *corev1.Event
+}
+
+func newLane(perSecond float32, burst int) lane {
+	return lane{flowcontrol.NewTokenBucketRateLimiter(perSecond, burst), make(chan *corev1.Event, maxQueued)}
+}
+
 // New makes a Recorder. Nothing is sent until Run is called.
 func New(o Options) (*Recorder, error) {
 	r := &Recorder{
 		sink: o.Sink, node: o.Node, log: o.Log, ledger: newLedger(),
-		budget: flowcontrol.NewTokenBucketRateLimiter(perSecond, burst),
-		queue:  make(chan *corev1.Event, maxQueued),
+		warnings: newLane(perSecond, burst), news: newLane(newsPerSecond, newsBurst),
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "signet_agent_pod_events_total",
 			Help: "Occurrences worth an Event on a pod, by reason and result: sent, held (counted in the volume's next Event), dropped (too many waited), failed (the API server did not take it).",
@@ -111,8 +126,12 @@ func (r *Recorder) Notify(n workload.Notification) {
 		r.total.WithLabelValues(w.reason, resultHeld).Inc()
 		return
 	}
+	to := r.warnings
+	if w.kind == corev1.EventTypeNormal {
+		to = r.news
+	}
 	select {
-	case r.queue <- r.event(n, w, s):
+	case to.queue <- r.event(n, w, s):
 	default:
 		r.total.WithLabelValues(w.reason, resultDropped).Inc()
 	}
@@ -161,12 +180,20 @@ func (r *Recorder) event(n workload.Notification, w words, s series) *corev1.Eve
 
 // Run sends until ctx ends. What waits then is lost.
 func (r *Recorder) Run(ctx context.Context) {
+	var lanes sync.WaitGroup
+	for _, l := range []lane{r.warnings, r.news} {
+		lanes.Go(func() { r.drive(ctx, l) })
+	}
+	lanes.Wait()
+}
+
+func (r *Recorder) drive(ctx context.Context, l lane) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case event := <-r.queue:
-			if r.budget.Wait(ctx) != nil {
+		case event := <-l.queue:
+			if l.budget.Wait(ctx) != nil {
 				return
 			}
 			r.send(ctx, event)

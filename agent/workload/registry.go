@@ -50,6 +50,9 @@ type Options struct {
 	// ReissueWindow is the time over which SVIDs are replaced that are not what
 	// would be issued now; 0: at once.
 	ReissueWindow time.Duration
+	// Calm, if not nil, is called some seconds after Run begins and after each time
+	// that the last of the attempts under way has ended. It may take its time.
+	Calm func()
 	// Limits of what runs at the same time; zero: the defaults.
 	Limits     Limits
 	Log        *slog.Logger
@@ -89,6 +92,9 @@ func New(o Options) *Registry {
 // volumes stay as they are.
 func (r *Registry) Run(ctx context.Context) {
 	defer r.end(issue.ErrStopping)
+	if r.Calm != nil {
+		r.turns.whenCalm(r.Calm)
+	}
 	var group sync.WaitGroup
 	group.Go(func() { r.timers.run(ctx, func(e *entry) { e.post(message{event: Tick{}}) }) })
 	group.Go(func() { r.followBundle(ctx) })

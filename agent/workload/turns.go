@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 )
 
 // Defaults of Limits. Every pod that a node may have (110, by kubelet's default)
@@ -50,6 +51,18 @@ type turns struct {
 	mu      sync.Mutex // Guards the rest.
 	running map[purpose]int
 	waiting map[purpose][]*turn
+	calm    *time.Timer // Runs while nothing is running; nil without Options.Calm.
+}
+
+// calmAfter is how long nothing must be issued for it to be calm.
+const calmAfter = 10 * time.Second
+
+// whenCalm has f called, in a goroutine of its own, whenever nothing has been
+// issued for calmAfter; the first time counts from now.
+func (t *turns) whenCalm(f func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.calm = time.AfterFunc(calmAfter, f)
 }
 
 // turn is one attempt in the queue.
@@ -95,6 +108,9 @@ func (t *turns) end(p purpose) {
 	defer t.mu.Unlock()
 	t.running[p]--
 	t.admit()
+	if t.calm != nil && t.running[purposeMount]+t.running[purposeRenewal] == 0 {
+		t.calm.Reset(calmAfter)
+	}
 }
 
 // admit begins all that may begin now. The caller holds mu.
@@ -115,6 +131,9 @@ func (t *turns) begin(p purpose) {
 	first := t.waiting[p][0]
 	t.waiting[p] = t.waiting[p][1:]
 	t.running[p]++
+	if t.calm != nil {
+		t.calm.Stop()
+	}
 	close(first.begin)
 }
 
