@@ -43,9 +43,9 @@ agent's token names that node and the approver reads those pods, as always.
 
 *The floor* is the least that a client of cert-manager has to do: the same key, CSR and CertificateRequest, one labelled watch, a delete
 in the background; and an approver in the same process that writes the same status patch for whatever it sees, %d at a time. It reads no pod, verifies nothing, mounts and
-stores nothing, and writes no Events. Issuer, cert-manager, webhook and namespaces are the same. cert-manager runs with `+"`--kube-api-qps=1000 --kube-api-burst=2000 --concurrent-workers=20`"+`.
+stores nothing, and writes no Events. Signet's approvers watch and skip the floor's requests, which costs the floor what the table of CPU time shows. Issuer, cert-manager, webhook and namespaces are the same. cert-manager runs with `+"`--kube-api-qps=1000 --kube-api-burst=2000 --concurrent-workers=20`"+`.
 
-Signet and floor take turns within each line, and the next begins when nothing of the one before is under way, its deletes and Events included.
+Signet and floor take turns within each line, and the next begins when nothing of the one before is under way, its deletes included (Signet's Events about good news come later, two a second).
 One at a time: %d each. At once: the median round of %s; percentiles are over all rounds. Sustained: a closed loop of %d, %d windows of %s each, the lower
 median. Idle: CPU time over %s, from `+"`/proc/PID/stat`"+`, with kubelet's probes; the tmpfs pages of the volumes are not in the agent's RSS (in its pod they are charged to its cgroup). Restart: from the start of the
 process until each volume's socket, asked as soon as it appears, has sent the SVID; client and agent share the cores. Renewal: the agent is killed and started

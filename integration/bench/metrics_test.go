@@ -21,9 +21,6 @@ signet_agent_issuances_total{purpose="renewal",result="issued"} 2
 signet_agent_issuances_total{purpose="mount",result="unavailable"} 1
 # TYPE signet_agent_issuances_running gauge
 signet_agent_issuances_running{purpose="mount"} 0
-# TYPE signet_agent_pod_events_total counter
-signet_agent_pod_events_total{reason="SVIDIssued",result="sent"} 8
-signet_agent_pod_events_total{reason="SVIDIssued",result="dropped"} 2
 # TYPE signet_agent_issuance_duration_seconds histogram
 signet_agent_issuance_duration_seconds_bucket{purpose="mount",le="+Inf"} 10
 signet_agent_issuance_duration_seconds_sum{purpose="mount"} 2.5
@@ -82,7 +79,6 @@ func TestAtRest(t *testing.T) {
 	}
 	for name, more := range map[string]string{
 		"a request to delete": "# TYPE signet_agent_api_requests_total counter\nsignet_agent_api_requests_total{code=\"201\",resource=\"certificaterequests\",verb=\"create\"} 1\n",
-		"an Event to send":    "# TYPE signet_agent_issuances_total counter\nsignet_agent_issuances_total{purpose=\"mount\",result=\"issued\"} 1\n",
 		"an issuance":         "# TYPE signet_agent_issuances_running gauge\nsignet_agent_issuances_running{purpose=\"renewal\"} 1\n",
 		"one that waits":      "# TYPE signet_agent_issuances_waiting gauge\nsignet_agent_issuances_waiting{purpose=\"mount\"} 1\n",
 	} {

@@ -41,8 +41,8 @@ type Sizes struct {
 // Full is what `make bench` measures.
 func Full() Sizes {
 	return Sizes{
-		Singles: 150, Bursts: []Burst{{Size: 110, Times: 4}, {Size: 400, Times: 2}},
-		Windows: 2, Window: 12 * time.Second, Concurrency: 16,
+		Singles: 120, Bursts: []Burst{{Size: 110, Times: 4}, {Size: 400, Times: 2}},
+		Windows: 3, Window: 10 * time.Second, Concurrency: 16,
 		Idle: 30 * time.Second, IdleVolumes: []int{0, 110, 1350},
 		Restarts: 5, RestartVolumes: 110, Renewals: 2,
 	}
