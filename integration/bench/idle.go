@@ -14,7 +14,7 @@ import (
 func (b *bench) idleEmpty(ctx context.Context) error { return b.idle(ctx, 0) }
 
 // settling is how long the agent is left alone before its idleness is measured.
-const settling = 5 * time.Second
+const settling = 15 * time.Second
 
 // idle measures what the agent costs while nothing is asked of it but kubelet's
 // probes.
