@@ -23,6 +23,7 @@ import (
 	"github.com/signet-spiffe/signet/agent/trust"
 	"github.com/signet-spiffe/signet/agent/workload"
 	"github.com/signet-spiffe/signet/csi"
+	"github.com/signet-spiffe/signet/internal/failpoint"
 	"github.com/signet-spiffe/signet/internal/identity"
 	"github.com/signet-spiffe/signet/internal/observe"
 	"github.com/signet-spiffe/signet/internal/pki"
@@ -142,6 +143,7 @@ func newIssuer(o *options, signers *issuerconfig.Source, requests *observe.APIRe
 // restore takes up the volumes of the agent before.
 func restore(storage *volumes, registry *workload.Registry, source workload.Trust, allowed attributeLimits, log *slog.Logger) {
 	found := storage.recover()
+	failpoint.Here("restore/recovered")
 	for _, r := range found {
 		if r.svid == nil {
 			continue

@@ -16,6 +16,7 @@ import (
 
 	"github.com/signet-spiffe/signet/agent/workload"
 	"github.com/signet-spiffe/signet/csi"
+	"github.com/signet-spiffe/signet/internal/failpoint"
 	"github.com/signet-spiffe/signet/internal/pki"
 	"github.com/signet-spiffe/signet/workloadapi"
 )
@@ -47,9 +48,11 @@ func (v *volumes) Prepare(volume workload.Volume) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Here("prepare/created")
 	if err := rememberUnissued(dir, volume); err != nil {
 		return err
 	}
+	failpoint.Here("prepare/remembered")
 	if volume.Attributes.Delivery.NoSocket || v.feed(volume.ID) != nil {
 		return nil
 	}
@@ -61,6 +64,7 @@ func (v *volumes) Prepare(volume workload.Volume) error {
 	if err := v.server.Start(listener, f); err != nil {
 		return fmt.Errorf("serve the Workload API for volume %s: %w", volume.ID, err)
 	}
+	failpoint.Here("prepare/served")
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.feeds[volume.ID] = f
@@ -95,11 +99,12 @@ func (v *volumes) Store(volume workload.Volume, c workload.Content) error {
 	if err := dir.WriteState(state); err != nil {
 		return err
 	}
+	failpoint.Here("store/state-written")
 	if volume.Attributes.Delivery.NoFiles {
 		return nil // The state is all that holds the key.
 	}
 	names := v.names.with(volume.Attributes.Delivery)
-	return dir.Write(csi.Files{
+	err = dir.Write(csi.Files{
 		Payload: map[string][]byte{
 			names.certificate: pki.MarshalCertificates(c.SVID.Chain),
 			names.key:         key,
@@ -107,6 +112,11 @@ func (v *volumes) Store(volume workload.Volume, c workload.Content) error {
 		},
 		UID: volume.UID, GID: volume.GID,
 	})
+	if err != nil {
+		return err
+	}
+	failpoint.Here("store/files-written")
+	return nil
 }
 
 // Push implements workload.Volumes.
@@ -114,6 +124,7 @@ func (v *volumes) Push(volume workload.Volume, c workload.Content) {
 	if f := v.feed(volume.ID); f != nil && c.SVID != nil && c.Bundle != nil {
 		f.set(entitled(c))
 	}
+	failpoint.Here("push/done")
 }
 
 func entitled(c workload.Content) workloadapi.Identity {
@@ -135,6 +146,7 @@ func (v *volumes) Remove(id string) error {
 	if f != nil {
 		v.server.Detach(f)
 	}
+	failpoint.Here("remove/detached")
 	return v.store.Remove(id)
 }
 

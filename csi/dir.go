@@ -22,6 +22,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	mountutils "k8s.io/mount-utils"
+
+	"github.com/signet-spiffe/signet/internal/failpoint"
 )
 
 // A volume's tmpfs:
@@ -144,10 +146,16 @@ func (d *Dir) lay() error {
 	if err := root.Chmod(podDir, podDirMode); err != nil { // Mkdir's mode is subject to the umask
 		return err
 	}
+	failpoint.Here("volume/pod-part-made")
 	if err := root.Mkdir(privateDir, 0o700); err != nil {
 		return err
 	}
-	return replaceFile(root, filepath.Join(privateDir, ownerFile), content)
+	failpoint.Here("volume/private-part-made")
+	if err := replaceFile(root, filepath.Join(privateDir, ownerFile), content); err != nil {
+		return err
+	}
+	failpoint.Here("volume/owner-written")
+	return nil
 }
 
 // replaceFile writes a private file in one step.
@@ -159,6 +167,7 @@ func replaceFile(root *os.Root, name string, content []byte) error {
 	if err := root.WriteFile(temporary, content, 0o600); err != nil {
 		return errors.Join(err, ignoreNotExist(root.Remove(temporary)))
 	}
+	failpoint.Here("private/temporary-written")
 	return root.Rename(temporary, name)
 }
 
@@ -209,6 +218,7 @@ func swapFiles(pod *os.Root, f Files) error {
 	if err := removeLeftovers(pod); err != nil {
 		return err
 	}
+	failpoint.Here("files/leftovers-removed")
 	if err := pod.Chown(".", -1, f.gid()); err != nil {
 		return err
 	}
@@ -216,6 +226,7 @@ func swapFiles(pod *os.Root, f Files) error {
 	if err := writeGeneration(pod, generation, f); err != nil {
 		return errors.Join(err, pod.RemoveAll(generation))
 	}
+	failpoint.Here("files/all-written")
 	// Names before the swap: a new name leads nowhere for a moment, as it did before; an old name is never
 	// without its file.
 	for _, name := range slices.Sorted(maps.Keys(f.Payload)) {
@@ -223,12 +234,15 @@ func swapFiles(pod *os.Root, f Files) error {
 			return errors.Join(err, pod.RemoveAll(generation))
 		}
 	}
+	failpoint.Here("files/named")
 	if err := pod.Symlink(generation, nextLink); err != nil {
 		return errors.Join(err, pod.RemoveAll(generation))
 	}
+	failpoint.Here("files/next-linked")
 	if err := pod.Rename(nextLink, currentLink); err != nil {
 		return errors.Join(err, pod.Remove(nextLink), pod.RemoveAll(generation))
 	}
+	failpoint.Here("files/swapped")
 	return removeNames(pod, f)
 }
 
@@ -276,6 +290,7 @@ func writeGeneration(pod *os.Root, generation string, f Files) error {
 		if err := writeFile(pod, filepath.Join(generation, name), f.Payload[name], f.uid(), f.gid()); err != nil {
 			return err
 		}
+		failpoint.Here("files/one-written")
 	}
 	if err := pod.Chown(generation, -1, f.gid()); err != nil {
 		return err
@@ -319,6 +334,7 @@ func nameFile(pod *os.Root, name string) error {
 	if err := pod.Symlink(target, temporary); err != nil {
 		return err
 	}
+	failpoint.Here("files/name-linked")
 	return pod.Rename(temporary, name)
 }
 
@@ -392,6 +408,7 @@ func (d *Dir) writePrivate(file string, b []byte) error {
 	if err := replaceFile(root, name, b); err != nil {
 		return fmt.Errorf("write %s of volume %s: %w", file, d.id, err)
 	}
+	failpoint.Here("state/replaced")
 	if old != nil {
 		if err := overwrite(old); err != nil {
 			return fmt.Errorf("wipe former %s of volume %s: %w", file, d.id, err)
@@ -519,10 +536,12 @@ func (d *Dir) BindTo(target string) error {
 	if err := d.store.clearTarget(target); err != nil {
 		return err
 	}
+	failpoint.Here("bind/target-made")
 	source := filepath.Join(d.path, podDir)
 	if err := d.store.mounter.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind volume %s to %s: %w", d.id, target, err)
 	}
+	failpoint.Here("bind/mounted")
 	if bound, err = d.boundAt(target); err != nil || !bound {
 		return fmt.Errorf("bind volume %s to %s: another mount is in its place: %w", d.id, target, errors.Join(errForeign, err))
 	}
@@ -606,6 +625,7 @@ func (d *Dir) wipe() error {
 		return err
 	})
 	errs = append(errs, err)
+	failpoint.Here("wipe/overwritten")
 	for _, dir := range []string{podDir, privateDir} {
 		errs = append(errs, emptyDir(root, dir, keep))
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/signet-spiffe/signet/internal/failpoint"
 )
 
 // discardTimeout bounds how long a failed publish waits for the agent to let go of the volume.
@@ -64,6 +66,7 @@ func (n *node) publish(ctx context.Context, call *publishCall, v Volume) error {
 		return err
 	}
 	refused := n.workloads.Publish(ctx, v)
+	failpoint.Here("publish/answered")
 
 	call.gate.mount.Lock()
 	defer call.gate.mount.Unlock()
@@ -150,15 +153,18 @@ func (n *node) NodeUnpublishVolume(ctx context.Context, r *csipb.NodeUnpublishVo
 	id := r.GetVolumeId()
 	gate, leave := n.gates.unpublish(id)
 	defer leave()
+	failpoint.Here("unpublish/called")
 	// Before the lock: a publish may be waiting for its identity, and this is what makes it give up.
 	if err := n.workloads.Unpublish(ctx, id); err != nil {
 		return nil, fmt.Errorf("end identity of volume %s: %w", id, err)
 	}
+	failpoint.Here("unpublish/identity-ended")
 	gate.mount.Lock()
 	defer gate.mount.Unlock()
 	if err := n.store.unbind(r.GetTargetPath(), id); err != nil {
 		return nil, err
 	}
+	failpoint.Here("unpublish/target-removed")
 	if err := n.store.Remove(id); err != nil {
 		return nil, err
 	}

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/signet-spiffe/signet/internal/failpoint"
 )
 
 // socketLeftover begins the names of sockets that are not in place yet. Kubelet's plugin watcher and
@@ -35,11 +37,13 @@ func listenAt(dir *os.File, name string, mode uint32) (*net.UnixListener, place,
 	if err != nil {
 		return nil, place{}, fmt.Errorf("listen on socket %s: %w", name, err)
 	}
+	failpoint.Here("socket/bound")
 	l.SetUnlinkOnClose(false) // the name it was bound to is not the name it has in the end
 	at, err := putSocket(fd, temporary, name, mode)
 	if err != nil {
 		return nil, place{}, errors.Join(err, l.Close(), ignoreNotExist(unix.Unlinkat(fd, temporary, 0)))
 	}
+	failpoint.Here("socket/in-place")
 	return l, at, nil
 }
 

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/signet-spiffe/signet/internal/failpoint"
 )
 
 // DefaultVolumeSize is the size of one volume's tmpfs in bytes. A tmpfs takes memory for what is in it, not
@@ -295,6 +297,7 @@ func (s *Store) mount(id string) (*Dir, error) {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return nil, err
 	}
+	failpoint.Here("volume/directory-made")
 	d, err := s.mountAt(id, path)
 	if err != nil {
 		return nil, errors.Join(err, s.unmountAndRemove(path))
@@ -306,6 +309,7 @@ func (s *Store) mountAt(id, path string) (*Dir, error) {
 	if err := s.mountTmpfs(path); err != nil {
 		return nil, err
 	}
+	failpoint.Here("volume/mounted")
 	at, err := lookAt(path)
 	if err != nil {
 		return nil, err
@@ -365,6 +369,7 @@ func (s *Store) remove(id string) error {
 		}
 	}
 	d.end()
+	failpoint.Here("remove/ended")
 	if err := s.takeDown(d); err != nil {
 		return fmt.Errorf("remove volume %s: %w", id, err)
 	}
@@ -389,7 +394,10 @@ func (s *Store) takeDown(d *Dir) error {
 	// A container that still runs keeps the tmpfs alive in its own mount namespace: unmounting alone would
 	// leave the key there.
 	wiped := d.wipe()
-	return errors.Join(wiped, s.unmountCopies(d), s.unmountAndRemove(d.path))
+	failpoint.Here("wipe/emptied")
+	copies := s.unmountCopies(d)
+	failpoint.Here("remove/copies-unmounted")
+	return errors.Join(wiped, copies, s.unmountAndRemove(d.path))
 }
 
 // unmountCopies unmounts every bind mount of the volume but the original.
@@ -411,9 +419,11 @@ func (s *Store) unmountAndRemove(path string) error {
 	if err := s.unmountWhile(path, func(place) bool { return true }); err != nil {
 		return err
 	}
+	failpoint.Here("remove/unmounted")
 	if err := unix.Rmdir(path); err != nil {
 		return ignoreNotExist(fmt.Errorf("remove directory %s: %w", path, err))
 	}
+	failpoint.Here("remove/directory-removed")
 	return nil
 }
 

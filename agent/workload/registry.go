@@ -16,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/signet-spiffe/signet/agent/issue"
+	"github.com/signet-spiffe/signet/internal/failpoint"
 	"github.com/signet-spiffe/signet/internal/pki"
 )
 
@@ -273,6 +274,7 @@ func (r *Registry) obtain(ctx context.Context, a *ask, progress func(string), ke
 	if err != nil {
 		return nil, nil, err
 	}
+	failpoint.Here("issue/key-made")
 	issued, err := r.Issuer.Issue(ctx, issue.IssueRequest{
 		Volume: a.volume.ID, Pod: a.volume.Pod, ID: a.id, CSR: csr, Duration: basis.Duration, Token: a.volume.Token, Progress: progress,
 		Sending: func(sent issue.Sent) bool {
@@ -295,6 +297,7 @@ func (r *Registry) verified(issued issue.Issued, a *ask, key pki.PrivateKey, bas
 	if err != nil {
 		return nil, issued.Done, fmt.Errorf("CertificateRequest %s: %w", issued.Request, err)
 	}
+	failpoint.Here("issue/verified")
 	svid.Basis = basis
 	return svid, issued.Done, nil
 }

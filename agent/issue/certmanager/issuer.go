@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/signet-spiffe/signet/agent/issue"
+	"github.com/signet-spiffe/signet/internal/failpoint"
 	"github.com/signet-spiffe/signet/internal/request"
 )
 
@@ -262,7 +263,9 @@ func (i *Issuer) create(ctx context.Context, client cmclient.CertificateRequests
 	go func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
 		defer cancel()
+		failpoint.Here("request/before-create")
 		made, err := client.CertificateRequests(cr.Namespace).Create(ctx, cr, metav1.CreateOptions{})
+		failpoint.Here("request/created")
 		answers <- answer{made, err}
 	}()
 	undo := func(a answer) {
@@ -350,6 +353,7 @@ func waitingFor(v verdict, w *waiter, signer cmmeta.IssuerReference) string {
 func (i *Issuer) conclude(w *waiter, v verdict, signer cmmeta.IssuerReference, r issue.IssueRequest) (issue.Issued, error) {
 	switch v.phase {
 	case issued:
+		failpoint.Here("request/issued")
 		i.trash.add(i.board.keep(w)...)
 		result := issue.Issued{Chain: v.chain, CA: v.ca, Request: w.name.String(), Done: i.doneWith(w, r.Volume)}
 		if signer.Name != "" {
@@ -393,15 +397,20 @@ func (i *Issuer) doneWith(w *waiter, volume string) func(context.Context) {
 	var once sync.Once
 	r, _ := i.board.identify(w)
 	return func(ctx context.Context) {
-		once.Do(func() {
-			for _, old := range i.board.done(volume, r) {
-				if err := i.trash.remove(ctx, old); err != nil {
-					i.trash.add(old)
-				}
-			}
-			i.board.release(volume, r)
-		})
+		once.Do(func() { i.putAway(ctx, volume, r) })
 	}
+}
+
+// putAway deletes what is no more of use once r is done with.
+func (i *Issuer) putAway(ctx context.Context, volume string, r ref) {
+	failpoint.Here("request/before-delete")
+	for _, old := range i.board.done(volume, r) {
+		if err := i.trash.remove(ctx, old); err != nil {
+			i.trash.add(old)
+		}
+	}
+	failpoint.Here("request/deleted")
+	i.board.release(volume, r)
 }
 
 // Forget implements issue.Forgetter.
