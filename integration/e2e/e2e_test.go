@@ -24,7 +24,10 @@ func TestRunning(t *testing.T) {
 		t.Skip(env.skipped)
 	}
 	run(t, []part{
-		// Rotation takes longest and so begins first.
+		// What takes longest begins first.
+		{"faults/the agent is killed at every step", testKilledAtEveryStep},
+		{"faults/a malicious issuer is refused", testAMaliciousIssuerIsRefused},
+		{"faults/a full volume errs alone", testAFullVolumeErrsAlone},
 		{"living/two services speak mTLS across nodes and two rotations", testPairSpeaksAcrossNodesAndRotations},
 		{"living/rotation reaches stream and files", testRotationReachesStreamAndFiles},
 		{"living/a wrong identity is refused", testAWrongIdentityIsRefused},

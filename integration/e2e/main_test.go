@@ -93,6 +93,14 @@ func runOnCluster(m *testing.M) (code int) {
 	}
 }
 
+// quickRestarts keeps kubelet's pause before it restarts a container at a second,
+// which by default begins with ten and doubles: these tests kill agents by the
+// dozen.
+var quickRestarts = map[string]any{
+	"featureGates":     map[string]any{"KubeletCrashLoopBackOffMax": true},
+	"crashLoopBackOff": map[string]any{"maxContainerRestartPeriod": "1s"},
+}
+
 // setUp brings up the cluster and installs Signet. A cluster that came up is
 // returned also when the installation failed.
 func setUp(ctx context.Context) (*cluster.Cluster, error) {
@@ -109,12 +117,18 @@ func setUp(ctx context.Context) (*cluster.Cluster, error) {
 
 	group, building := errgroup.WithContext(ctx)
 	var images []cluster.Image
-	group.Go(func() (err error) {
-		images, err = install.Build(building, progress)
+	group.Go(func() error {
+		standard, err := install.Build(building, progress)
+		if err != nil {
+			return err
+		}
+		killable, err := install.BuildFailpointAgent(building, progress)
+		images = append(standard, killable)
 		return err
 	})
 	c, err := cluster.Up(ctx, cluster.Options{
 		Nodes: 2, KubernetesVersion: version, LogDir: filepath.Join(logs, "components"), Progress: progress,
+		KubeletConfig: quickRestarts,
 	})
 	if err := errors.Join(err, group.Wait()); err != nil {
 		return c, fmt.Errorf("bring up the cluster: %w", err)

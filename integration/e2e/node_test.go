@@ -141,14 +141,22 @@ func (n onNode) waitMounts(ctx context.Context, t *testing.T, done func([]mount)
 }
 
 // volumeDir is kubelet's directory of a pod's identity volume, on the node.
-func volumeDir(pod *corev1.Pod) string {
-	return filepath.Join(podsDir, string(pod.UID), "volumes", "kubernetes.io~csi", volumeName)
+func volumeDir(pod *corev1.Pod) string { return volumeDirOf(pod, volumeName) }
+
+// volumeDirOf is kubelet's directory of any CSI volume of a pod.
+func volumeDirOf(pod *corev1.Pod, volume string) string {
+	return filepath.Join(podsDir, string(pod.UID), "volumes", "kubernetes.io~csi", volume)
 }
 
 // volumeHandle reads what kubelet calls a pod's volume.
 func (n onNode) volumeHandle(t *testing.T, pod *corev1.Pod) string {
 	t.Helper()
-	content, err := os.ReadFile(n.path(filepath.Join(volumeDir(pod), "vol_data.json")))
+	return n.volumeHandleOf(t, pod, volumeName)
+}
+
+func (n onNode) volumeHandleOf(t *testing.T, pod *corev1.Pod, volume string) string {
+	t.Helper()
+	content, err := os.ReadFile(n.path(filepath.Join(volumeDirOf(pod, volume), "vol_data.json")))
 	if err != nil {
 		t.Fatal(err)
 	}

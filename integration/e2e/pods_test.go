@@ -6,6 +6,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -86,6 +87,8 @@ func newServiceAccount(ctx context.Context, t *testing.T, ns, name string) {
 type podSpec struct {
 	Name, ServiceAccount, Node string
 	Args                       []string
+	// Driver of the volume; empty is the standard installation's.
+	Driver string
 	// Attributes of the volume.
 	Attributes map[string]string
 	// NoVolume makes a pod that does not mount the driver.
@@ -118,7 +121,7 @@ func (s podSpec) pod() *corev1.Pod {
 	}
 	if !s.NoVolume {
 		pod.Spec.Volumes = []corev1.Volume{{Name: volumeName, VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{
-			Driver: install.DriverName, ReadOnly: ptr(true), VolumeAttributes: s.Attributes,
+			Driver: cmp.Or(s.Driver, install.DriverName), ReadOnly: ptr(true), VolumeAttributes: s.Attributes,
 		}}}}
 		mountIdentity(&pod.Spec.Containers[0])
 	}
@@ -223,7 +226,12 @@ func describePod(ctx context.Context, ns, name string) string {
 
 // agentOn is the agent's pod on a node.
 func agentOn(ctx context.Context, node string) (*corev1.Pod, error) {
-	pods, err := env.Kube.CoreV1().Pods(install.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node})
+	return agentIn(ctx, install.Namespace, node)
+}
+
+// agentIn is the agent's pod on a node, of the installation in a namespace.
+func agentIn(ctx context.Context, namespace, node string) (*corev1.Pod, error) {
+	pods, err := env.Kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node})
 	if err != nil {
 		return nil, fmt.Errorf("find the agent on %s: %w", node, err)
 	}
@@ -239,7 +247,12 @@ func agentOn(ctx context.Context, node string) (*corev1.Pod, error) {
 
 func mustAgentOn(ctx context.Context, t *testing.T, node string) *corev1.Pod {
 	t.Helper()
-	pod, err := agentOn(ctx, node)
+	return mustAgentIn(ctx, t, install.Namespace, node)
+}
+
+func mustAgentIn(ctx context.Context, t *testing.T, namespace, node string) *corev1.Pod {
+	t.Helper()
+	pod, err := agentIn(ctx, namespace, node)
 	if err != nil {
 		t.Fatal(err)
 	}

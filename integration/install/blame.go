@@ -15,13 +15,13 @@ import (
 
 // blame lists Signet's own pods that are not ready, with why and their last
 // words.
-func (in *Installer) blame(ctx context.Context) error {
-	pods, err := in.Kube.CoreV1().Pods(Namespace).List(ctx, metav1.ListOptions{})
+func (in *Installer) blame(ctx context.Context, namespace string) error {
+	pods, err := in.Kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return fmt.Errorf("look for the pod to blame: %w", err)
 	}
 	if len(pods.Items) == 0 {
-		return fmt.Errorf("namespace %s has no pods", Namespace)
+		return fmt.Errorf("namespace %s has no pods", namespace)
 	}
 	var errs []error
 	for i := range pods.Items {

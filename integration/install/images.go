@@ -37,6 +37,8 @@ type program struct {
 	// ref and entrypoint are those of the manifests.
 	ref, entrypoint string
 	user            string
+	// tags are build tags; images that are installed have none.
+	tags string
 }
 
 // nonRoot is the user that images run as unless a pod says otherwise.
@@ -85,7 +87,7 @@ func Build(ctx context.Context, progress io.Writer) ([]cluster.Image, error) {
 
 // install uses `go install`, which leaves a binary alone that is up to date.
 func (p program) install(ctx context.Context, root, bin string) error {
-	cmd := exec.CommandContext(ctx, "go", "install", "-mod=readonly", "-trimpath", "-buildvcs=false",
+	cmd := exec.CommandContext(ctx, "go", "install", "-mod=readonly", "-trimpath", "-buildvcs=false", "-tags="+p.tags,
 		"-ldflags", "-s -w -X main.version="+Version, p.pkg)
 	cmd.Dir = filepath.Join(root, p.dir)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=", "GOBIN="+bin)

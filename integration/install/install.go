@@ -164,23 +164,27 @@ func (in *Installer) Signet(ctx context.Context, o Options) error {
 // and kubelet knows the driver on every node. When they do not, its error says
 // which pod is to blame.
 func (in *Installer) WaitReady(ctx context.Context) error {
+	return in.waitReady(ctx, Namespace, DriverName)
+}
+
+func (in *Installer) waitReady(ctx context.Context, namespace, driver string) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	group, waiting := errgroup.WithContext(ctx)
-	group.Go(func() error { return in.waitAgents(waiting) })
-	group.Go(func() error { return in.waitApprovers(waiting) })
+	group.Go(func() error { return in.waitAgents(waiting, namespace, driver) })
+	group.Go(func() error { return in.waitApprovers(waiting, namespace) })
 	if err := group.Wait(); err != nil {
 		// The context may have ended; what went wrong is still there to read.
 		reading, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
 		defer cancel()
-		return errors.Join(err, in.blame(reading))
+		return errors.Join(err, in.blame(reading, namespace))
 	}
 	return nil
 }
 
-func (in *Installer) waitAgents(ctx context.Context) error {
+func (in *Installer) waitAgents(ctx context.Context, namespace, driver string) error {
 	_, err := Await(ctx, Selection{
-		Client: in.Kube.AppsV1().RESTClient(), Resource: "daemonsets", Namespace: Namespace, Name: AgentName,
+		Client: in.Kube.AppsV1().RESTClient(), Resource: "daemonsets", Namespace: namespace, Name: AgentName,
 		What: "the agents to be ready",
 	}, func(d *appsv1.DaemonSet, _ bool) error {
 		s := d.Status
@@ -195,7 +199,7 @@ func (in *Installer) waitAgents(ctx context.Context) error {
 	}
 	fmt.Fprintf(in.progress, "agents are ready on %d nodes\n", len(in.cluster.Nodes()))
 	for _, node := range in.cluster.Nodes() {
-		if err := in.waitDriver(ctx, node.Name); err != nil {
+		if err := in.waitDriver(ctx, node.Name, driver); err != nil {
 			return err
 		}
 	}
@@ -203,13 +207,13 @@ func (in *Installer) waitAgents(ctx context.Context) error {
 	return nil
 }
 
-func (in *Installer) waitDriver(ctx context.Context, node string) error {
+func (in *Installer) waitDriver(ctx context.Context, node, name string) error {
 	_, err := Await(ctx, Selection{
 		Client: in.Kube.StorageV1().RESTClient(), Resource: "csinodes", Name: node,
-		What: "CSINode " + node + " to list driver " + DriverName,
+		What: "CSINode " + node + " to list driver " + name,
 	}, func(n *storagev1.CSINode, _ bool) error {
 		for _, driver := range n.Spec.Drivers {
-			if driver.Name == DriverName {
+			if driver.Name == name {
 				return nil
 			}
 		}
@@ -218,9 +222,9 @@ func (in *Installer) waitDriver(ctx context.Context, node string) error {
 	return err
 }
 
-func (in *Installer) waitApprovers(ctx context.Context) error {
+func (in *Installer) waitApprovers(ctx context.Context, namespace string) error {
 	_, err := Await(ctx, Selection{
-		Client: in.Kube.AppsV1().RESTClient(), Resource: "deployments", Namespace: Namespace, Name: ApproverName,
+		Client: in.Kube.AppsV1().RESTClient(), Resource: "deployments", Namespace: namespace, Name: ApproverName,
 		What: "the approvers to be ready",
 	}, func(d *appsv1.Deployment, _ bool) error {
 		s := d.Status
