@@ -498,6 +498,13 @@ func TestForeignMountAtTheTarget(t *testing.T) {
 	wantCode(t, d.unpublish(t, "vol-2", other), codes.FailedPrecondition, other, "somebody")
 	mustMount(t, "proc", filepath.Join(d.root, "pods/x/volumes/kubernetes.io~csi/y/mount"), "proc", 0, "")
 	wantCode(t, d.unpublish(t, "vol-2", filepath.Join(d.root, "pods/x/volumes/kubernetes.io~csi/y/mount")), codes.FailedPrecondition, "proc")
+	// Kubelet's layout, but a Signet with another driver name made it.
+	second := filepath.Join(d.root, "pods/x/volumes/kubernetes.io~csi/z/mount")
+	mustMount(t, mountSource+"second.example", second, "tmpfs", 0, "")
+	wantCode(t, d.unpublish(t, "vol-2", second), codes.FailedPrecondition, "second.example")
+	if mountsAt(t, second) != 1 {
+		t.Error("another driver's volume was touched")
+	}
 	// Another volume of ours.
 	one := d.request(t, "one")
 	d.mustPublish(t, one)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	mountutils "k8s.io/mount-utils"
@@ -95,7 +96,8 @@ func (s *Store) volumeOn(at place) (string, bool) {
 //
 // A tmpfs that is not ours is unmounted too if target has kubelet's layout for CSI volumes: kubelet names
 // the driver of every such path, and after a migration a volume of csi-driver-spiffe under the same driver
-// name is ours to take down.
+// name is ours to take down. What another Signet has mounted is not: it has another driver name, and kubelet asks
+// that driver.
 func (s *Store) unbind(target, id string) error {
 	for {
 		at, err := lookAt(target)
@@ -130,6 +132,9 @@ func (s *Store) mayUnmount(target, id string, at place) error {
 	}
 	if s.made(top) {
 		return nil
+	}
+	if other, signet := strings.CutPrefix(top.Source, mountSource); signet {
+		return fmt.Errorf("%w: target path %s shows a volume of driver %q", errForeign, target, other)
 	}
 	if top.FsType == "tmpfs" && kubeletTarget.MatchString(target) {
 		s.log.Warn("volume of another program unmounted at kubelet's request", "target", target, "source", top.Source)
