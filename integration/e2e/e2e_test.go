@@ -60,6 +60,23 @@ func TestRestarts(t *testing.T) {
 		{"a killed agent comes back with the same SVIDs", testAKilledAgentComesBackWithTheSameSVIDs},
 		{"a replaced agent serves the same SVIDs", testAReplacedAgentServesTheSameSVIDs},
 		{"an agent without API server serves what it has", testAnAgentWithoutAPIServerServesWhatItHas},
+		{"junk in the state directory is set aside", testJunkIsSetAside},
+		{"two drivers on one node", testTwoDriversOnOneNode},
+		{"a roll under fifty pods", testRollUnderFiftyPods},
+		{"everything around the agents comes and goes", testPartsComeAndGo},
+	})
+}
+
+// TestSoak ends what the run began with (startSoak). What comes after it makes
+// SVIDs expire, or changes the installation so that they cannot be renewed.
+func TestSoak(t *testing.T) { testSoak(t) }
+
+// TestForcedExpiries is what becomes of SVIDs that cannot be renewed.
+func TestForcedExpiries(t *testing.T) {
+	if env.skipped != "" {
+		t.Skip(env.skipped)
+	}
+	run(t, []part{
 		{"an expiry is told in time", testAnExpiryIsToldInTime},
 		{"a denial is told in its own words", testADenialIsToldInItsOwnWords},
 	})

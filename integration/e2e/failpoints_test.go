@@ -21,6 +21,8 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -236,7 +238,11 @@ func (v *victim) killAt(ctx context.Context, t *testing.T, point string, do func
 func (v *victim) waitServing(ctx context.Context, t *testing.T) {
 	t.Helper()
 	driver := csipb.NewNodeClient(v.dialUnix(t, filepath.Join(armedDir, "csi.sock")))
-	if _, err := driver.NodeGetInfo(ctx, &csipb.NodeGetInfoRequest{}, grpc.WaitForReady(true)); err != nil {
+	_, err := driver.NodeGetInfo(ctx, &csipb.NodeGetInfoRequest{}, grpc.WaitForReady(true))
+	for status.Code(err) == codes.Unavailable { // The connection was still to the one that died.
+		_, err = driver.NodeGetInfo(ctx, &csipb.NodeGetInfoRequest{}, grpc.WaitForReady(true))
+	}
+	if err != nil {
 		t.Fatalf("the agent on %s does not come back: %v\n%s", v.Name, err, env.Describe(context.WithoutCancel(ctx), v.agent(context.WithoutCancel(ctx), t)))
 	}
 	v.keeper.waitStreams(ctx, t, keptOnes(v.other))
@@ -420,9 +426,9 @@ func (v *victim) finish(ctx context.Context, t *testing.T) {
 	}
 	// Whatever else ended an agent would be a defect.
 	waitPod(ctx, t, second.Namespace(), v.agent(ctx, t).Name, fmt.Sprintf("to have been restarted %d times", v.kills), func(pod *corev1.Pod) error {
-		status := pod.Status.ContainerStatuses[0]
-		if n := int(status.RestartCount) - v.restarts; n != v.kills || !status.Ready {
-			return fmt.Errorf("it was restarted %d times; ready: %t", n, status.Ready)
+		container := pod.Status.ContainerStatuses[0]
+		if n := int(container.RestartCount) - v.restarts; n != v.kills || !container.Ready {
+			return fmt.Errorf("it was restarted %d times; ready: %t", n, container.Ready)
 		}
 		return nil
 	})

@@ -57,8 +57,9 @@ type kept struct {
 	// broken counts streams that ended, cutAt is when the last one did.
 	broken int
 	cutAt  time.Time
-	// resumed is how long the longest stream was away.
-	resumed time.Duration
+	// resumed is how long the stream was away at most, resumedAt when it was back last.
+	resumed   time.Duration
+	resumedAt time.Time
 	// troubles are what must not happen.
 	troubles []string
 	stop     context.CancelFunc
@@ -128,8 +129,13 @@ func (k *keeper) keep(t *testing.T, n onNode, pod *corev1.Pod, volume, id string
 func (k *keeper) keepAll(ctx context.Context, t *testing.T, pods ...*corev1.Pod) []*kept {
 	t.Helper()
 	var all []*kept
+	nodes := map[string]onNode{}
 	for _, pod := range pods {
-		all = append(all, k.keep(t, node(ctx, t, pod.Spec.NodeName), pod, volumeName, spiffeID(pod.Namespace, pod.Spec.ServiceAccountName)))
+		name := pod.Spec.NodeName
+		if nodes[name].pid == 0 {
+			nodes[name] = node(ctx, t, name)
+		}
+		all = append(all, k.keep(t, nodes[name], pod, volumeName, spiffeID(pod.Namespace, pod.Spec.ServiceAccountName)))
 	}
 	return all
 }
@@ -295,7 +301,8 @@ func (v *kept) streamBrought(answer *workload.X509SVIDResponse) {
 		v.trouble("the stream brought an SVID that had expired at %s", chain[0].NotAfter)
 	}
 	if !v.cutAt.IsZero() {
-		v.resumed = max(v.resumed, time.Since(v.cutAt))
+		v.resumedAt = time.Now()
+		v.resumed = max(v.resumed, v.resumedAt.Sub(v.cutAt))
 		v.cutAt = time.Time{}
 	}
 	if serial := chain[0].SerialNumber.Text(16); len(v.streamed) == 0 || v.streamed[len(v.streamed)-1] != serial {
@@ -404,6 +411,40 @@ func (k *keeper) waitFresh(ctx context.Context, t *testing.T, volumes []*kept) {
 		}
 		return nil
 	})
+}
+
+// waitQuiet waits until no SVID is due for renewal for a while, by the plan: at two
+// thirds of the life, less a tenth by chance.
+func (k *keeper) waitQuiet(ctx context.Context, t *testing.T, volumes []*kept, quiet time.Duration) {
+	t.Helper()
+	k.wait(ctx, t, "a moment without renewals", volumes, func(v *kept) error {
+		p := v.present()
+		life := p.notAfter.Sub(p.notBefore)
+		if due := time.Until(p.notBefore.Add(life*2/3 - life/10)); due < quiet {
+			return fmt.Errorf("SVID %s may be renewed in %s", p.serial, due)
+		}
+		return nil
+	})
+}
+
+// broke counts the streams that ended.
+func (k *keeper) broke(volumes ...*kept) (n int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, v := range volumes {
+		n += v.broken
+	}
+	return n
+}
+
+// serials are the present SVIDs of volumes.
+func (k *keeper) serials(volumes ...*kept) (serials []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, v := range volumes {
+		serials = append(serials, v.present().serial)
+	}
+	return serials
 }
 
 // waitStreams waits until every stream is there and shows what the files have.

@@ -81,6 +81,13 @@ func runOnCluster(m *testing.M) (code int) {
 		fmt.Fprintf(os.Stderr, "e2e: %v\n", err)
 		return 1
 	}
+	// A run of some tests only begins the soak when it comes to it.
+	if !isSet("test.run") {
+		if err := startSoak(); err != nil {
+			fmt.Fprintf(os.Stderr, "e2e: start the soak: %v\n", err)
+			return 1
+		}
+	}
 	// An interrupted run still collects its logs and takes its cluster down.
 	done := make(chan int, 1)
 	go func() { done <- m.Run() }()

@@ -154,16 +154,17 @@ func createPod(ctx context.Context, t *testing.T, ns string, s podSpec) *corev1.
 
 func waitServiceAccount(ctx context.Context, t *testing.T, ns, name string) {
 	t.Helper()
-	if name == "" {
-		name = "default"
+	if err := awaitServiceAccount(ctx, ns, cmp.Or(name, "default")); err != nil {
+		t.Fatal(err)
 	}
+}
+
+func awaitServiceAccount(ctx context.Context, ns, name string) error {
 	_, err := install.Await(ctx, install.Selection{
 		Client: env.Kube.CoreV1().RESTClient(), Resource: "serviceaccounts", Namespace: ns, Name: name,
 		What: "service account " + ns + "/" + name,
 	}, func(*corev1.ServiceAccount, bool) error { return nil })
-	if err != nil {
-		t.Fatal(err)
-	}
+	return err
 }
 
 // runPod creates a pod and waits until it is ready.

@@ -16,11 +16,13 @@ import (
 type readings struct {
 	Reads int `json:"reads"`
 	// Generations is how many different sets of files were met.
-	Generations int       `json:"generations"`
-	Expired     int       `json:"expired"`
-	Serial      string    `json:"serial"`
-	NotAfter    time.Time `json:"not_after"`
-	Millis      float64   `json:"ms"`
+	Generations int `json:"generations"`
+	// Serials are those of the different certificates met, in order.
+	Serials  []string  `json:"serials"`
+	Expired  int       `json:"expired"`
+	Serial   string    `json:"serial"`
+	NotAfter time.Time `json:"not_after"`
+	Millis   float64   `json:"ms"`
 }
 
 func newReadCommand(p *printer) *cobra.Command {
@@ -72,6 +74,9 @@ func readRepeatedly(ctx context.Context, dir string, count int, period time.Dura
 		}
 		if at := now(); at.After(leaf.NotAfter) || at.Before(leaf.NotBefore) {
 			got.Expired++
+		}
+		if serial := serialOf(leaf); len(got.Serials) == 0 || got.Serials[len(got.Serials)-1] != serial {
+			got.Serials = append(got.Serials, serial)
 		}
 		got.Serial, got.NotAfter, got.Millis = serialOf(leaf), leaf.NotAfter, millis(now().Sub(begun))
 		if tick == nil {
