@@ -70,6 +70,10 @@ test-cluster: deps ## The tests of the cluster itself
 test-e2e: deps ## End to end: a real Kubernetes with two nodes on this machine
 	cd integration && SIGNET_KUBERNETES_VERSION=$(KUBERNETES_VERSION) $(call gotest,testname) -count=1 -timeout=30m $(TEST_FLAGS) ./e2e
 
+.PHONY: soak
+soak: deps ## End to end, with ten minutes under readers that never stop
+	cd integration && SIGNET_SOAK=10m SIGNET_KUBERNETES_VERSION=$(KUBERNETES_VERSION) $(call gotest,testname) -count=1 -timeout=45m $(TEST_FLAGS) ./e2e
+
 .PHONY: test-versions
 test-versions: deps ## End to end on every supported version of Kubernetes
 	cd integration && for version in $(KUBERNETES_VERSIONS); do \

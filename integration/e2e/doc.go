@@ -13,6 +13,12 @@
 // CSI socket and a pod's Workload API socket are dialled from the node too,
 // for what no pod can be made to do.
 //
+// A run begins with the soak: two pods whose readers never stop, whatever the tests
+// do, until TestSoak looks at what they saw. Two more drivers live beside the
+// standard one: "second", whose agents die at failpoints (failpoints_test.go), and
+// "lab", whose issuer is the test itself (lab_test.go). A keeper (keeper_test.go)
+// reads a volume's files at every swap and holds a stream, from the node.
+//
 // Nothing sleeps: tests wait on watches, on log streams and on the kernel's
 // notice of changed mounts. A test that fails prints the pod it waited for, its
 // Events and the ends of the logs; when the run has failed, everything else is

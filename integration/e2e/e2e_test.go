@@ -100,6 +100,11 @@ func TestRequesterPod(t *testing.T) {
 	t.Run("tokens in secrets", testTokensInSecrets)
 }
 
+// TestNothingIsLeft looks, at the end, at what is on the nodes.
+func TestNothingIsLeft(t *testing.T) {
+	run(t, []part{{"no mount, folder or request of a pod that is gone", testNothingIsLeft}})
+}
+
 // TestSecrets looks, at the end, at all that was said.
 func TestSecrets(t *testing.T) {
 	run(t, []part{{"no key and no token in any log or object", testNoSecretIsWrittenAnywhere}})
