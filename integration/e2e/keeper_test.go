@@ -360,6 +360,12 @@ func (k *keeper) tell() {
 // the keeper locked, at every change; what depends on time alone is not seen.
 func (k *keeper) wait(ctx context.Context, t *testing.T, what string, volumes []*kept, done func(*kept) error) {
 	t.Helper()
+	if err := k.await(ctx, volumes, done); err != nil {
+		t.Fatalf("wait for %s: %v", what, err)
+	}
+}
+
+func (k *keeper) await(ctx context.Context, volumes []*kept, done func(*kept) error) error {
 	for {
 		var missing error
 		k.mu.Lock()
@@ -372,12 +378,12 @@ func (k *keeper) wait(ctx context.Context, t *testing.T, what string, volumes []
 		changed := k.changed
 		k.mu.Unlock()
 		if missing == nil {
-			return
+			return nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			t.Fatalf("wait for %s: %v: %v", what, context.Cause(ctx), missing)
+			return fmt.Errorf("%w: %w", context.Cause(ctx), missing)
 		}
 	}
 }
@@ -414,10 +420,12 @@ func (k *keeper) waitFresh(ctx context.Context, t *testing.T, volumes []*kept) {
 }
 
 // waitQuiet waits until no SVID is due for renewal for a while, by the plan: at two
-// thirds of the life, less a tenth by chance.
-func (k *keeper) waitQuiet(ctx context.Context, t *testing.T, volumes []*kept, quiet time.Duration) {
-	t.Helper()
-	k.wait(ctx, t, "a moment without renewals", volumes, func(v *kept) error {
+// thirds of the life, less a tenth by chance. Volumes that were not made at the same
+// time may never come to that; then it gives up after a life and says so.
+func (k *keeper) waitQuiet(ctx context.Context, volumes []*kept, quiet time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, svidLife)
+	defer cancel()
+	err := k.await(ctx, volumes, func(v *kept) error {
 		p := v.present()
 		life := p.notAfter.Sub(p.notBefore)
 		if due := time.Until(p.notBefore.Add(life*2/3 - life/10)); due < quiet {
@@ -425,6 +433,7 @@ func (k *keeper) waitQuiet(ctx context.Context, t *testing.T, volumes []*kept, q
 		}
 		return nil
 	})
+	return err == nil
 }
 
 // broke counts the streams that ended.

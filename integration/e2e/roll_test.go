@@ -26,8 +26,13 @@ func testRollUnderFiftyPods(t *testing.T) {
 	volumes := k.keepAll(ctx, t, runPods(ctx, t, ns, 25)...)
 	k.waitStreams(ctx, t, volumes)
 	// An attempt that is under way when its agent stops is withdrawn and made again,
-	// which is as it should be and not what this test counts.
-	k.waitQuiet(ctx, t, volumes, 10*time.Second)
+	// which is as it should be: each agent may stop in the middle of one, unless there
+	// is none.
+	spare := 0
+	if !k.waitQuiet(ctx, volumes, 10*time.Second) {
+		spare = 2
+		t.Logf("there is no moment without renewals: %d attempts may be withdrawn", spare)
+	}
 	had := make([]int, len(volumes))
 	k.mu.Lock()
 	for i, v := range volumes {
@@ -62,7 +67,7 @@ func testRollUnderFiftyPods(t *testing.T) {
 		for i, v := range volumes {
 			renewed += len(v.svids) - had[i]
 		}
-		if got := len(issued.seen()) - requests; got != renewed {
+		if got := len(issued.seen()) - requests; got < renewed || got > renewed+spare {
 			return fmt.Errorf("%d CertificateRequests since the update began, and %d new SVIDs", got, renewed)
 		}
 		return nil

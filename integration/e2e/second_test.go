@@ -34,7 +34,7 @@ func testTwoDriversOnOneNode(t *testing.T) {
 	k := newKeeper(ctx, t)
 	first, other := k.keep(t, n, pod, volumeName, spiffeID(ns, "default")), k.keep(t, n, pod, secondVolume, secondID(ns))
 	k.waitStreams(ctx, t, keptOnes(first, other))
-	k.waitQuiet(ctx, t, keptOnes(first), svidLife/4)
+	k.waitQuiet(ctx, keptOnes(first), svidLife/4)
 	serials := k.serials(first, other)
 
 	for _, namespace := range []string{install.Namespace, second.Namespace()} {
@@ -90,7 +90,7 @@ func testJunkIsSetAside(t *testing.T) {
 	pod := runPod(ctx, t, ns, podSpec{Name: "app", Node: nodeOne})
 	k := newKeeper(ctx, t)
 	kept := k.keepAll(ctx, t, pod)
-	k.waitQuiet(ctx, t, kept, svidLife/4)
+	k.waitQuiet(ctx, kept, svidLife/4)
 	serials := k.serials(kept...)
 
 	volumes := filepath.Join(pluginDir, "volumes")
