@@ -25,6 +25,8 @@ const (
 
 	firstRetry = time.Second
 	lastRetry  = time.Minute
+	// lookEvery is how often the socket is looked at where it cannot be watched.
+	lookEvery = 10 * time.Second
 )
 
 // RegistrationOptions say how kubelet finds the driver.
@@ -49,6 +51,9 @@ type Registration struct {
 	driver   string
 	endpoint string
 	log      *slog.Logger
+	// watcher watches a directory; lookEvery takes its place where it fails. Tests change both.
+	watcher   func(dir string) (*fsnotify.Watcher, error)
+	lookEvery time.Duration
 
 	refused chan struct{} // capacity 1: kubelet said no since the last attempt
 
@@ -78,7 +83,8 @@ func NewRegistration(o RegistrationOptions) (*Registration, error) {
 		driver:   o.DriverName,
 		endpoint: o.Endpoint,
 		log:      o.Log,
-		refused:  make(chan struct{}, 1),
+		watcher:  watchDir, lookEvery: lookEvery,
+		refused: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -178,14 +184,20 @@ func (r *Registration) offer(ctx context.Context) error {
 
 // watch returns when the socket is not there any more or kubelet refused it. A socket that another agent
 // put in its place (a rolling update) is there.
+//
+// A node may have no inotify instance left (fs.inotify.max_user_instances is 128 on many, for all that runs
+// as root). That must not keep pods from starting: then the socket is looked at now and again.
 func (r *Registration) watch(ctx context.Context, at place) error {
-	w, err := fsnotify.NewWatcher()
+	var look <-chan time.Time
+	w, err := r.watcher(filepath.Dir(r.path))
 	if err != nil {
-		return fmt.Errorf("watch registration directory: %w", err)
-	}
-	defer w.Close()
-	if err := w.Add(filepath.Dir(r.path)); err != nil {
-		return fmt.Errorf("watch registration directory: %w", err)
+		r.log.Warn("cannot watch the registration directory, looking at it now and again instead; is fs.inotify.max_user_instances too low on this node?",
+			"path", filepath.Dir(r.path), "every", r.lookEvery, "error", err)
+		ticker := time.NewTicker(r.lookEvery)
+		defer ticker.Stop()
+		look, w = ticker.C, &fsnotify.Watcher{}
+	} else {
+		defer w.Close()
 	}
 	for {
 		if _, err := lookAt(r.path); isNotExist(err) { // also what happened before the watch began
@@ -199,6 +211,7 @@ func (r *Registration) watch(ctx context.Context, at place) error {
 			return ctx.Err()
 		case <-r.refused:
 			return errRefused
+		case <-look:
 		case err := <-w.Errors:
 			return fmt.Errorf("watch registration directory: %w", err)
 		case _, open := <-w.Events:
@@ -207,4 +220,16 @@ func (r *Registration) watch(ctx context.Context, at place) error {
 			}
 		}
 	}
+}
+
+// watchDir watches a directory.
+func watchDir(path string) (*fsnotify.Watcher, error) {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, err
+	}
+	if err := w.Add(path); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return w, nil
 }

@@ -10,9 +10,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/testing/protocmp"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 )
@@ -48,13 +50,16 @@ type testRegistration struct {
 	stop        func()
 }
 
-func startRegistration(t *testing.T, dir string) testRegistration {
+func startRegistration(t *testing.T, dir string, change ...func(*Registration)) testRegistration {
 	t.Helper()
 	r, err := NewRegistration(RegistrationOptions{
 		Dir: dir, DriverName: testDriver, Endpoint: "/var/lib/kubelet/plugins/x/csi.sock", Log: testLog(t),
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, c := range change {
+		c(r)
 	}
 	return testRegistration{r, dir, filepath.Join(dir, testDriver+"-reg.sock"), runUntilCleanup(t, r.Run)}
 }
@@ -121,6 +126,30 @@ func TestRegistration(t *testing.T) {
 	r.stop()
 	if left, err := os.ReadDir(r.dir); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// A node without an inotify instance left: kubelet registers the driver all the same, and a socket that
+// vanishes is made anew.
+func TestRegistrationWithoutAWatch(t *testing.T) {
+	r := startRegistration(t, t.TempDir(), func(r *Registration) {
+		r.watcher = func(string) (*fsnotify.Watcher, error) { return nil, unix.EMFILE }
+		r.lookEvery = 5 * time.Millisecond
+	})
+	first := r.waitSocket(t, nil)
+	r.register(t, &registerapi.RegistrationStatus{PluginRegistered: true})
+	if !r.Registered() {
+		t.Error("not registered after kubelet said so")
+	}
+	if err := os.Remove(r.socket); err != nil {
+		t.Fatal(err)
+	}
+	again := r.waitSocket(t, first)
+	r.register(t, &registerapi.RegistrationStatus{Error: "no such version"})
+	r.waitSocket(t, again)
+	r.register(t, &registerapi.RegistrationStatus{PluginRegistered: true})
+	if !r.Registered() {
+		t.Error("not registered again")
 	}
 }
 
