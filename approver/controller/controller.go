@@ -15,7 +15,9 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/workqueue"
@@ -57,6 +59,10 @@ const (
 	renewDeadline = 7 * time.Second
 	retryPeriod   = time.Second
 )
+
+// syncPatience is how long a replica waits for its first list of requests before it
+// ends and begins anew.
+const syncPatience = time.Hour
 
 // Failed requests are tried again after retryBase, doubling up to retryMax. The
 // limit is per request: controller-runtime's default adds one for all of them
@@ -109,6 +115,18 @@ func newScheme() (*runtime.Scheme, error) {
 	return scheme, nil
 }
 
+// newMapper knows the resources of those types. controller-runtime would ask the
+// API server for them before anything else, and an approver that starts while there
+// is none would end at once, again and again, and be held back by kubelet when there
+// is one.
+func newMapper() meta.RESTMapper {
+	mapper := meta.NewDefaultRESTMapper([]schema.GroupVersion{cmapi.SchemeGroupVersion, corev1.SchemeGroupVersion})
+	mapper.Add(cmapi.SchemeGroupVersion.WithKind("CertificateRequest"), meta.RESTScopeNamespace)
+	mapper.Add(corev1.SchemeGroupVersion.WithKind("Pod"), meta.RESTScopeNamespace)
+	mapper.Add(corev1.SchemeGroupVersion.WithKind("ConfigMap"), meta.RESTScopeNamespace)
+	return mapper
+}
+
 // unlimited switches client-go's own rate limit off: at its default of 5 requests
 // a second, one approver would hold back a whole cluster.
 func unlimited(config *rest.Config) *rest.Config {
@@ -121,6 +139,7 @@ func managerOptions(o Options, scheme *runtime.Scheme) manager.Options {
 	lease, renew, retry := leaseDuration, renewDeadline, retryPeriod
 	return manager.Options{
 		Scheme:                        scheme,
+		MapperProvider:                func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return newMapper(), nil },
 		Logger:                        logr.FromSlogHandler(o.Log.Handler()),
 		Cache:                         cacheOptions(o),
 		Metrics:                       server.Options{BindAddress: o.MetricsAddress},
@@ -166,6 +185,8 @@ func addReconciler(mgr manager.Manager, o Options) error {
 			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](retryBase, retryMax),
 			// A standby keeps its cache filled and takes over at once.
 			EnableWarmup: &warm,
+			// An API server that is away is waited for; /readyz says so meanwhile.
+			CacheSyncTimeout: syncPatience,
 			// One process may hold several approvers (tests do).
 			SkipNameValidation: &validated,
 		}).

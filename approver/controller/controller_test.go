@@ -28,6 +28,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -805,5 +806,32 @@ func TestNote(t *testing.T) {
 func TestNewRefusesIncompletePolicy(t *testing.T) {
 	if _, err := New(&rest.Config{}, Options{Log: quiet}); err == nil || !strings.Contains(err.Error(), "policy") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// An approver that starts while the API server is away waits for it: making it
+// reaches for no server.
+func TestNewNeedsNoAPIServer(t *testing.T) {
+	_, err := New(&rest.Config{Host: "https://127.0.0.1:1"}, Options{
+		Policy: testPolicy(t), ConcurrentReconciles: 1, LeaderElectionNamespace: "x", ProbeAddress: "0", MetricsAddress: "0",
+		RuntimeIssuer: types.NamespacedName{Namespace: "x", Name: "issuer"}, Registerer: prometheus.NewRegistry(), Log: quiet,
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// The mapper knows every object that is read or written.
+func TestMapperKnowsWhatIsUsed(t *testing.T) {
+	mapper := newMapper()
+	for gvk, resource := range map[schema.GroupVersionKind]string{
+		cmapi.SchemeGroupVersion.WithKind("CertificateRequest"): "certificaterequests",
+		corev1.SchemeGroupVersion.WithKind("Pod"):               "pods",
+		corev1.SchemeGroupVersion.WithKind("ConfigMap"):         "configmaps",
+	} {
+		got, err := mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
+		if err != nil || got.Resource.Resource != resource || got.Scope.Name() != meta.RESTScopeNameNamespace {
+			t.Errorf("%s is %v, %v; want %s in namespaces", gvk, got, err, resource)
+		}
 	}
 }
