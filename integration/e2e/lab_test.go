@@ -27,10 +27,10 @@ import (
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
-	watchtools "k8s.io/client-go/tools/watch"
 
 	"github.com/signet-spiffe/signet/integration/install"
 )
@@ -209,27 +209,25 @@ func newLabIssuer(ctx context.Context) (*labIssuer, error) {
 	if l.stranger, err = newAuthority("a stranger"); err != nil {
 		return nil, err
 	}
+	// An informer, which goes on also after an API server that was away for long.
 	requests := env.CertManager.CertmanagerV1().CertificateRequests(metav1.NamespaceAll)
-	existing, err := requests.List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, err
-	}
 	life := context.WithoutCancel(ctx)
-	w, err := watchtools.NewRetryWatcherWithContext(life, existing.ResourceVersion, &cache.ListWatch{
+	informer := cache.NewSharedInformer(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return requests.List(ctx, o) },
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			return requests.Watch(ctx, o)
 		},
-	})
+	}, &cmapi.CertificateRequest{}, 0)
+	look := func(object any) {
+		if cr, ok := object.(*cmapi.CertificateRequest); ok && l.isMine(cr) {
+			go l.handle(life, cr)
+		}
+	}
+	_, err = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: look, UpdateFunc: func(_, now any) { look(now) }})
 	if err != nil {
 		return nil, err
 	}
-	go func() {
-		for event := range w.ResultChan() {
-			if cr, ok := event.Object.(*cmapi.CertificateRequest); ok && event.Type != watch.Deleted && l.isMine(cr) {
-				go l.handle(life, cr)
-			}
-		}
-	}()
+	go informer.RunWithContext(life)
 	return l, nil
 }
 
