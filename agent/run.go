@@ -42,6 +42,12 @@ func run(ctx context.Context, o *options) error {
 	log.Info("signet-agent starts", "version", version, "driver", o.driverName, "node", o.nodeID, "trust_domain", o.trustDomain.Name(), "requester", string(o.requester))
 	metrics := observe.NewRegistry()
 
+	unlock, err := csi.Lock(ctx, o.dataRoot, o.driverName, log)
+	if err != nil {
+		return ignoreCancel(err)
+	}
+	// The process ends with it.
+	defer func() { _ = unlock() }()
 	store, err := csi.OpenStore(csi.StoreOptions{DataRoot: o.dataRoot, DriverName: o.driverName, RequireShared: true, Log: log})
 	if err != nil {
 		return err

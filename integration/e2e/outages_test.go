@@ -128,11 +128,12 @@ func testPartsComeAndGo(t *testing.T) {
 	f.checkLeaks(ctx, t)
 }
 
-// stopped stops a component and returns what starts it again, which happens at the
+// stopped ends a component and returns what starts it again, which happens at the
 // end of the test at the latest.
 func stopped(ctx context.Context, t *testing.T, component, onNode string) (start func()) {
 	t.Helper()
-	if err := env.cluster.StopComponent(ctx, component, onNode); err != nil {
+	// Killed: a part that is told to stop may take longer about it than an SVID lives.
+	if err := env.cluster.KillComponent(ctx, component, onNode); err != nil {
 		t.Fatal(err)
 	}
 	running := false
