@@ -43,8 +43,11 @@ func run(ctx context.Context, o *options) error {
 	metrics := observe.NewRegistry()
 
 	unlock, err := csi.Lock(ctx, o.dataRoot, o.driverName, log)
-	if err != nil {
-		return ignoreCancel(err)
+	switch {
+	case ctx.Err() != nil:
+		return nil // Told to stop while another agent was at work.
+	case err != nil:
+		return err
 	}
 	// The process ends with it.
 	defer func() { _ = unlock() }()
