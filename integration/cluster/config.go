@@ -201,8 +201,14 @@ func (p plan) nodeComponents(i int) []component {
 		c.Env = []string{"TMPDIR=/run/tmp"}
 		c.Log = filepath.Join(p.LogDir, nodeName(i), c.Name+".log")
 	}
+	// A containerd that starts finds the shim of running containers by its name, and
+	// takes containers for dead whose shim it does not find.
+	list[0].Env = append(list[0].Env, "PATH="+nodeShimDir+":"+searchPath)
 	return list
 }
+
+// nodeShimDir is where a node has the shim under its name.
+const nodeShimDir = nodeConfigDir + "/bin"
 
 // kubeletConfig is the KubeletConfiguration of node i (from 1).
 func (p plan) kubeletConfig(i int) ([]byte, error) {

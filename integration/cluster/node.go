@@ -40,6 +40,8 @@ type nodeConfig struct {
 	// Components to look after, and ctr's path.
 	Components []component
 	Ctr        string
+	// Shim is the path of containerd's shim.
+	Shim string
 }
 
 // GoString hides the keys among the files.
@@ -102,6 +104,12 @@ func layOutNode(config nodeConfig) error {
 		if err := os.WriteFile(filepath.Join(nodeConfigDir, name), content, 0o600); err != nil {
 			return fmt.Errorf("write node configuration: %w", err)
 		}
+	}
+	if err := os.Mkdir(nodeShimDir, 0o755); err != nil {
+		return fmt.Errorf("name containerd's shim: %w", err)
+	}
+	if err := os.Symlink(config.Shim, filepath.Join(nodeShimDir, componentShim)); err != nil {
+		return fmt.Errorf("name containerd's shim: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(nodeCNIConfigDir, "10-pods.conflist"), config.CNI, 0o644); err != nil {
 		return fmt.Errorf("write network configuration: %w", err)

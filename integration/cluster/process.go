@@ -150,7 +150,7 @@ func (s *componentSet) start(name string) error {
 	defer null.Close()
 	pid, ended, err := s.reaper.start(e.Path, append([]string{e.Name}, e.Args...), &os.ProcAttr{
 		Dir:   "/",
-		Env:   append(cleanEnviron(), e.Env...),
+		Env:   append(slices.Clone(e.Env), cleanEnviron()...), // The first of a name counts.
 		Files: []*os.File{null, log, log},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})

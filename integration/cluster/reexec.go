@@ -77,11 +77,13 @@ func reexec(role, name string, files ...*os.File) *exec.Cmd {
 	}
 }
 
+const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 // cleanEnviron is the environment of everything in a cluster: what a user's
 // shell exports (tokens, proxies, KUBECONFIG) must not change how it behaves.
 func cleanEnviron() []string {
 	return []string{
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"PATH=" + searchPath,
 		"HOME=/root",
 		"LANG=C.UTF-8",
 	}

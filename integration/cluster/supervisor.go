@@ -508,6 +508,7 @@ func (s *supervisor) nodeConfig(i int) (nodeConfig, error) {
 		Files:   files, CNI: cni,
 		Components: s.nodeComponents(i),
 		Ctr:        s.Binaries[componentCtr],
+		Shim:       s.Binaries[componentShim],
 	}, nil
 }
 
