@@ -13,6 +13,7 @@ import (
 
 	"github.com/signet-spiffe/signet/agent/workload"
 	"github.com/signet-spiffe/signet/csi"
+	"github.com/signet-spiffe/signet/internal/failpoint"
 	"github.com/signet-spiffe/signet/internal/pki"
 )
 
@@ -47,7 +48,11 @@ func (v *volumes) Keep(volume workload.Volume, a workload.Attempt) error {
 	if err != nil {
 		return fmt.Errorf("keep attempt of volume %s: %w", volume.ID, err)
 	}
-	return dir.WriteAttempt(b)
+	if err := dir.WriteAttempt(b); err != nil {
+		return err
+	}
+	failpoint.Here("attempt/kept")
+	return nil
 }
 
 // Drop implements workload.Attempts.
@@ -56,7 +61,11 @@ func (v *volumes) Drop(id string) error {
 	if !ok {
 		return nil
 	}
-	return dir.RemoveAttempt()
+	if err := dir.RemoveAttempt(); err != nil {
+		return err
+	}
+	failpoint.Here("attempt/dropped")
+	return nil
 }
 
 func marshalAttempt(volume workload.Volume, a workload.Attempt) ([]byte, error) {

@@ -81,9 +81,9 @@ var stepsOf = map[string][]string{
 	atPublish: {
 		"volume/directory-made", "volume/mounted", "volume/pod-part-made", "volume/private-part-made", "private/temporary-written",
 		"volume/owner-written", "prepare/created", "prepare/remembered", "socket/bound", "socket/in-place", "prepare/served",
-		"issue/key-made", "request/before-create", "request/created", "request/issued", "issue/verified", "state/replaced",
+		"issue/key-made", "attempt/kept", "request/before-create", "request/created", "request/issued", "issue/verified", "state/replaced",
 		"store/state-written", "files/leftovers-removed", "files/one-written", "files/all-written", "files/name-linked", "files/named",
-		"files/next-linked", "files/swapped", "store/files-written", "push/done", "request/before-delete", "request/deleted",
+		"files/next-linked", "files/swapped", "store/files-written", "attempt/dropped", "push/done", "request/before-delete", "request/deleted",
 		"publish/answered", "bind/target-made", "bind/mounted",
 	},
 	atUnpublish: {
@@ -91,9 +91,9 @@ var stepsOf = map[string][]string{
 		"remove/unmounted", "remove/directory-removed", "unpublish/identity-ended", "unpublish/target-removed",
 	},
 	atRenewal: {
-		"issue/key-made", "request/before-create", "request/created", "request/issued", "issue/verified", "private/temporary-written",
+		"issue/key-made", "attempt/kept", "request/before-create", "request/created", "request/issued", "issue/verified", "private/temporary-written",
 		"state/replaced", "store/state-written", "files/leftovers-removed", "files/one-written", "files/all-written", "files/named",
-		"files/next-linked", "files/swapped", "store/files-written", "push/done", "request/before-delete", "request/deleted",
+		"files/next-linked", "files/swapped", "store/files-written", "attempt/dropped", "push/done", "request/before-delete", "request/deleted",
 	},
 	atRestart: {
 		"restore/recovered", "prepare/created", "socket/bound", "socket/in-place", "prepare/served", "private/temporary-written",

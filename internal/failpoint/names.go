@@ -28,12 +28,13 @@ var Names = []string{
 
 	// An SVID is obtained (agent/workload, agent/issue/certmanager).
 	"issue/key-made",
+	"attempt/kept",
 	"request/before-create",
 	"request/created",
 	"request/issued",
 	"issue/verified",
 
-	// It is stored and shown (agent, csi).
+	// It is stored and shown (agent, csi). An attempt is replaced as a state is.
 	"state/replaced",
 	"store/state-written",
 	"files/leftovers-removed",
@@ -44,6 +45,7 @@ var Names = []string{
 	"files/next-linked",
 	"files/swapped",
 	"store/files-written",
+	"attempt/dropped",
 	"push/done",
 	"request/before-delete",
 	"request/deleted",
