@@ -42,10 +42,9 @@ func thisMachine() (Machine, error) {
 	if err := unix.Uname(&name); err != nil {
 		return Machine{}, fmt.Errorf("uname: %w", err)
 	}
-	return Machine{
-		CPU: cpuModel(info), CPUs: runtime.NumCPU(), MemoryBytes: kib << 10,
-		Kernel: unix.ByteSliceToString(name.Release[:]),
-	}, nil
+	// What a builder adds to the version names the builder.
+	kernel, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-")
+	return Machine{CPU: cpuModel(info), CPUs: runtime.NumCPU(), MemoryBytes: kib << 10, Kernel: kernel}, nil
 }
 
 // cpuModel reads /proc/cpuinfo, which has no model name on some architectures.
