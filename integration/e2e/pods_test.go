@@ -365,6 +365,7 @@ type said struct {
 	OwnSerial  string `json:"own_serial"`
 	PeerID     string `json:"peer_id"`
 	PeerSerial string `json:"peer_serial"`
+	Roots      []string
 	Code       string
 	Error      string
 }

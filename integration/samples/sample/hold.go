@@ -6,9 +6,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/status"
@@ -69,7 +72,7 @@ func (h *holder) files(ctx context.Context, o sourceOptions) error {
 	defer f.Close()
 	for {
 		id, changed := f.current()
-		h.update(id.svid)
+		h.update(id.svid, id.bundle)
 		select {
 		case <-changed:
 		case <-ctx.Done():
@@ -79,7 +82,9 @@ func (h *holder) files(ctx context.Context, o sourceOptions) error {
 }
 
 // OnX509ContextUpdate implements workloadapi.X509ContextWatcher.
-func (h *holder) OnX509ContextUpdate(c *workloadapi.X509Context) { h.update(c.DefaultSVID()) }
+func (h *holder) OnX509ContextUpdate(c *workloadapi.X509Context) {
+	h.update(c.DefaultSVID(), c.Bundles)
+}
 
 // OnX509ContextWatchError implements workloadapi.X509ContextWatcher.
 func (h *holder) OnX509ContextWatchError(err error) {
@@ -89,14 +94,28 @@ func (h *holder) OnX509ContextWatchError(err error) {
 	h.print.event(event{Event: "error", Code: status.Code(err).String(), Error: err.Error()})
 }
 
-func (h *holder) update(svid *x509svid.SVID) {
+func (h *holder) update(svid *x509svid.SVID, bundles x509bundle.Source) {
 	h.mu.Lock()
 	h.seen++
 	n := h.seen
 	h.mu.Unlock()
 	leaf := svid.Certificates[0]
-	h.print.event(event{Event: "update", Count: n, OwnID: svid.ID.String(), OwnSerial: serialOf(leaf), NotAfter: &leaf.NotAfter})
+	h.print.event(event{Event: "update", Count: n, OwnID: svid.ID.String(), OwnSerial: serialOf(leaf), NotAfter: &leaf.NotAfter, Roots: rootsOf(svid.ID.TrustDomain(), bundles)})
 	if n == h.limit {
 		h.done()
 	}
+}
+
+// rootsOf are the serial numbers of the trust domain's authorities, in order.
+func rootsOf(td spiffeid.TrustDomain, bundles x509bundle.Source) []string {
+	bundle, err := bundles.GetX509BundleForTrustDomain(td)
+	if err != nil {
+		return nil // An SVID without its bundle does not verify; whoever calls hears of that.
+	}
+	var serials []string
+	for _, root := range bundle.X509Authorities() {
+		serials = append(serials, serialOf(root))
+	}
+	slices.Sort(serials)
+	return serials
 }

@@ -85,12 +85,14 @@ type event struct {
 	PeerID     string     `json:"peer_id,omitempty"`
 	PeerSerial string     `json:"peer_serial,omitempty"`
 	NotAfter   *time.Time `json:"not_after,omitempty"`
-	Count      int        `json:"count,omitempty"`
-	NewConn    bool       `json:"new_connection,omitempty"`
-	Millis     float64    `json:"ms,omitempty"`
-	Address    string     `json:"address,omitempty"`
-	Code       string     `json:"code,omitempty"`
-	Error      string     `json:"error,omitempty"`
+	// Roots are the serial numbers of the own trust domain's authorities.
+	Roots   []string `json:"roots,omitempty"`
+	Count   int      `json:"count,omitempty"`
+	NewConn bool     `json:"new_connection,omitempty"`
+	Millis  float64  `json:"ms,omitempty"`
+	Address string   `json:"address,omitempty"`
+	Code    string   `json:"code,omitempty"`
+	Error   string   `json:"error,omitempty"`
 }
 
 func (p *printer) event(e event) {
