@@ -31,7 +31,7 @@ func cacheOptions(o Options) cache.Options {
 			Transform: cache.TransformStripManagedFields(),
 		}
 	}
-	return cache.Options{ByObject: byObject}
+	return cache.Options{ByObject: byObject, NewInformer: newInformer(o.Log)}
 }
 
 // trim drops from a CertificateRequest what its verdict does not depend on. It
