@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"google.golang.org/grpc/status"
 )
 
 // A node has a socket for every volume; those that nobody connects to must cost next to nothing.
@@ -122,5 +124,36 @@ func TestListenersWithoutADescriptor(t *testing.T) {
 	must(t, s.Start(struct{ net.Listener }{lis}, w))
 	if got := recv(t, fetchStream(t, dial(t, "unix://"+lis.Addr().String()))); got.ID.Path() != "/a" {
 		t.Errorf("got %s", got.ID)
+	}
+}
+
+// A client that comes back at once, without a pause, is not turned away over and over by a server that shuts down: it is told
+// that the connection ends, too.
+func TestShutdownTurnsNobodyAwayOverAndOver(t *testing.T) {
+	ca := newAuthority(t, trustDomain)
+	s := newTestServer(t, Options{})
+	const workloads = 100
+	turnedAway := make(chan int, workloads)
+	for i := range workloads {
+		cc := dial(t, s.start(fmt.Sprint(i), newScripted(ca.identity(t, "/a"))))
+		stream := fetchStream(t, cc)
+		recv(t, stream)
+		go func() {
+			_, err := stream.Recv()
+			n := 0
+			for ; strings.Contains(status.Convert(err).Message(), "shutting down"); n++ {
+				err = fetchOnce(t, cc)
+			}
+			turnedAway <- n
+		}()
+	}
+	must(t, s.Shutdown(t.Context()))
+	total := 0
+	for range workloads {
+		total += <-turnedAway
+	}
+	// Once each, and some that were quicker than the word about their connection.
+	if total > 2*workloads {
+		t.Errorf("%d clients were turned away %d times", workloads, total)
 	}
 }

@@ -183,14 +183,20 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 
-	for _, ep := range endpoints {
-		ep.end(errShutdown)
-	}
 	graceful := make(chan struct{})
 	go func() {
 		defer close(graceful)
 		s.grpc.GracefulStop()
 	}()
+	// Connections are told before their streams end: a client would open its next stream on the same connection, and be turned
+	// away again and again until it hears of the end. gRPC tells them right after it has closed its listener.
+	select {
+	case <-s.front.closed:
+	case <-graceful: // It never served.
+	}
+	for _, ep := range endpoints {
+		ep.end(errShutdown)
+	}
 	err := waitFor(ctx, graceful, drainTimeout)
 	// Connections first: Stop waits for handshakes, and a silent client's would only end with its time-out.
 	for _, ep := range endpoints {

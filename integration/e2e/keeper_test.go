@@ -54,7 +54,8 @@ type kept struct {
 	svids []kindOfSVID
 	// streamed are the serials that the stream brought, in order.
 	streamed []string
-	// broken counts streams that ended, cutAt is when the last one did.
+	// broken counts streams that had brought an SVID and ended, cutAt is when the last
+	// one did. One that is turned away by an agent that is about to end is a try.
 	broken int
 	cutAt  time.Time
 	// resumed is how long the stream was away at most, resumedAt when it was back last.
@@ -334,8 +335,8 @@ func (v *kept) streamEnded(ctx context.Context, err error) {
 	k := v.keeper
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	v.broken++
 	if v.cutAt.IsZero() {
+		v.broken++
 		v.cutAt = time.Now()
 	}
 	if err == nil {
