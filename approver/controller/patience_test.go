@@ -100,7 +100,6 @@ func TestAway(t *testing.T) {
 		"no roles yet":             {apierrors.NewForbidden(requestsResource, "", nil), true},
 		"no custom resources yet":  {apierrors.NewNotFound(requestsResource, ""), true},
 		"too old":                  {apierrors.NewResourceExpired("too old resource version"), false},
-		"gone":                     {apierrors.NewGone("gone"), false},
 		"from the future":          {tooLarge(), false},
 		"streamed lists forbidden": {apierrors.NewInvalid(schema.GroupKind{}, "", nil), false},
 	} {
