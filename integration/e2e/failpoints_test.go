@@ -385,7 +385,7 @@ func (v *victim) killAtRestart(ctx context.Context, t *testing.T, points []strin
 	for _, point := range points {
 		began := time.Now()
 		v.killAt(ctx, t, point, func() {
-			if err := agentProcess(t, v.agent(ctx, t)).Signal(syscall.SIGKILL); err != nil {
+			if err := agentProcess(ctx, t, v.agent(ctx, t)).Signal(syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 		})

@@ -296,7 +296,7 @@ func restartAgent(ctx context.Context, t *testing.T, end func(*os.Process, *core
 	t.Helper()
 	agent := mustAgentOn(ctx, t, nodeOne)
 	restarts := agent.Status.ContainerStatuses[0].RestartCount
-	if err := end(agentProcess(t, agent), agent); err != nil {
+	if err := end(agentProcess(ctx, t, agent), agent); err != nil {
 		t.Fatalf("end the agent: %v", err)
 	}
 	waitPod(ctx, t, agent.Namespace, agent.Name, "to be restarted and ready", func(pod *corev1.Pod) error {
@@ -308,14 +308,31 @@ func restartAgent(ctx context.Context, t *testing.T, end func(*os.Process, *core
 	})
 }
 
-// agentProcess finds the one process of an agent's container: the program of
-// that name in a cgroup of the container's.
-func agentProcess(t *testing.T, agent *corev1.Pod) *os.Process {
+// agentProcess waits until the API server tells of an agent's present container, and
+// returns its process: after a restart it tells of the one before for a moment.
+func agentProcess(ctx context.Context, t *testing.T, agent *corev1.Pod) *os.Process {
 	t.Helper()
-	_, container, _ := strings.Cut(agent.Status.ContainerStatuses[0].ContainerID, "://")
+	var process *os.Process
+	waitPod(ctx, t, agent.Namespace, agent.Name, "to show the container that runs", func(pod *corev1.Pod) (err error) {
+		process, err = findAgentProcess(pod)
+		return err
+	})
+	return process
+}
+
+// findAgentProcess finds the one process of an agent's container: the program of
+// that name in a cgroup of the container's.
+func findAgentProcess(agent *corev1.Pod) (*os.Process, error) {
+	if len(agent.Status.ContainerStatuses) == 0 {
+		return nil, errors.New("it has no container yet")
+	}
+	_, container, ok := strings.Cut(agent.Status.ContainerStatuses[0].ContainerID, "://")
+	if !ok || container == "" {
+		return nil, errors.New("its container has no ID yet")
+	}
 	found, err := filepath.Glob("/proc/[0-9]*/cgroup")
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	for _, path := range found {
 		groups, err := os.ReadFile(path)
@@ -329,16 +346,11 @@ func agentProcess(t *testing.T, agent *corev1.Pod) *os.Process {
 		}
 		pid, err := strconv.Atoi(filepath.Base(dir))
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
-		process, err := os.FindProcess(pid)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return process
+		return os.FindProcess(pid)
 	}
-	t.Fatalf("no process of container %s is %s", container, install.AgentName)
-	return nil
+	return nil, fmt.Errorf("no process of container %s is %s", container, install.AgentName)
 }
 
 // API server down when the agent starts: existing volumes and sockets are
@@ -352,7 +364,7 @@ func testAnAgentWithoutAPIServerServesWhatItHas(t *testing.T) {
 	handle := n.volumeHandle(t, pod)
 	before := fetch(ctx, t, pod)
 	agent := mustAgentOn(ctx, t, nodeOne)
-	process := agentProcess(t, agent)
+	process := agentProcess(ctx, t, agent)
 	conn := n.podSocket(t, pod)
 	stream := openStream(ctx, t, conn)
 

@@ -38,7 +38,7 @@ func testTwoDriversOnOneNode(t *testing.T) {
 	serials := k.serials(first, other)
 
 	for _, namespace := range []string{install.Namespace, second.Namespace()} {
-		if err := agentProcess(t, mustAgentIn(ctx, t, namespace, nodeOne)).Signal(syscall.SIGKILL); err != nil {
+		if err := agentProcess(ctx, t, mustAgentIn(ctx, t, namespace, nodeOne)).Signal(syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 	}
