@@ -142,14 +142,21 @@ func processTree(t *testing.T) tree {
 		if err != nil {
 			continue
 		}
-		out.processes[pid] = process{pid, startTime(pid), string(bytes.ReplaceAll(command, []byte{0}, []byte{' '}))}
+		started := startTime(pid)
+		if started == "" {
+			continue // it has just ended, and has no children
+		}
+		out.processes[pid] = process{pid, started, string(bytes.ReplaceAll(command, []byte{0}, []byte{' '}))}
 		out.children[ppid] = append(out.children[ppid], pid)
 	}
 	return out
 }
 
 func (t tree) below(pid int) []process {
-	out := []process{t.processes[pid]}
+	var out []process
+	if proc, ok := t.processes[pid]; ok {
+		out = append(out, proc)
+	}
 	for _, child := range t.children[pid] {
 		out = append(out, t.below(child)...)
 	}
@@ -167,6 +174,27 @@ func startTime(pid int) string {
 		return "" // ended; its parent has not noticed
 	}
 	return fields[19]
+}
+
+// TestProcessTreeOmitsEnded: a process that has ended but was not waited for is
+// none that a cluster could leave.
+func TestProcessTreeOmitsEnded(t *testing.T) {
+	cmd := exec.Command("true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Wait() }()
+	pid := cmd.Process.Pid
+	if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	snapshot := processTree(t)
+	if _, found := snapshot.processes[pid]; found {
+		t.Errorf("process %d has ended and is in the tree", pid)
+	}
+	if below := snapshot.below(os.Getpid()); slices.ContainsFunc(below, func(p process) bool { return p.pid == pid }) || len(below) == 0 {
+		t.Errorf("below the test are %v", below)
+	}
 }
 
 func interfaces(t *testing.T) []string {
