@@ -25,6 +25,7 @@ type endpoint struct {
 	ended    chan struct{} // closed by end, after reason is set
 	idle     chan struct{} // closed once ended and without open RPCs
 	gone     sync.Once     // detach
+	sds      sdsNotes
 
 	mu        sync.Mutex // guards what follows; nothing waits while holding it
 	reason    error      // gRPC status; set once, before ended is closed

@@ -11,6 +11,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -39,6 +40,9 @@ type view struct {
 	superseded <-chan struct{}
 
 	x509SVIDs, x509Bundles, jwtBundles func() (*message, error)
+
+	secrets    func() (*catalog, error) // for proxies
+	rejections atomic.Int32             // of secrets, by proxies
 }
 
 func (e *endpoint) newView(i Identity, superseded <-chan struct{}) *view {
@@ -51,6 +55,7 @@ func (e *endpoint) newView(i Identity, superseded <-chan struct{}) *view {
 		x509SVIDs:   lazy(x509SVIDResponse),
 		x509Bundles: lazy(x509BundlesResponse),
 		jwtBundles:  lazy(jwtBundlesResponse),
+		secrets:     sync.OnceValues(func() (*catalog, error) { return e.secrets(i) }),
 	}
 }
 
@@ -153,10 +158,15 @@ func marshalBundles(set *x509bundle.Set) map[string][]byte {
 // marshalAuthorities concatenates in a fixed order and without repeats: the order of authorities means nothing, and a source
 // that lists the same ones in another order has not changed.
 func marshalAuthorities(authorities []*x509.Certificate) []byte {
+	return bytes.Join(distinct(authorities), nil)
+}
+
+// distinct returns the DER of the authorities in that order.
+func distinct(authorities []*x509.Certificate) [][]byte {
 	raw := make([][]byte, 0, len(authorities))
 	for _, a := range authorities {
 		raw = append(raw, a.Raw)
 	}
 	slices.SortFunc(raw, bytes.Compare)
-	return bytes.Join(slices.CompactFunc(raw, bytes.Equal), nil)
+	return slices.CompactFunc(raw, bytes.Equal)
 }

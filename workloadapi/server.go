@@ -68,6 +68,8 @@ type Options struct {
 	Log *slog.Logger
 	// Registerer receives the server's metrics; nil keeps them to itself. Two servers cannot share a registerer.
 	Registerer prometheus.Registerer
+	// SDS configures Envoy's secret discovery service.
+	SDS SDSOptions
 }
 
 // Server serves the Workload API on any number of listeners. All methods are safe for concurrent use.
@@ -109,6 +111,7 @@ func NewServer(o Options) *Server {
 	)
 	workload.RegisterSpiffeWorkloadAPIServer(s.grpc, handler{})
 	healthpb.RegisterHealthServer(s.grpc, healthHandler{})
+	registerSDS(s.grpc, o.SDS, o.Registerer)
 	reflection.Register(s.grpc)
 	s.metrics = newMetrics(o.Registerer, s.grpc.GetServiceInfo())
 	return s

@@ -628,7 +628,7 @@ func TestReflectionNeedsNoHeader(t *testing.T) {
 	for _, service := range r.GetListServicesResponse().GetService() {
 		names = append(names, service.Name)
 	}
-	want := []string{"SpiffeWorkloadAPI", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
+	want := []string{"SpiffeWorkloadAPI", "envoy.service.secret.v3.SecretDiscoveryService", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
 	slices.Sort(names)
 	if !slices.Equal(names, want) {
 		t.Errorf("services %v, want %v", names, want)
