@@ -146,6 +146,16 @@ func (w *scripted) waitAsked(n int) {
 	}
 }
 
+// taken returns once the n requests that send sends to streams of this workload have been taken in. Streams look at the
+// identity after each. Nothing else may be under way.
+func (w *scripted) taken(n int, send func()) {
+	w.mu.Lock()
+	before := w.asked
+	w.mu.Unlock()
+	send()
+	w.waitAsked(before + n)
+}
+
 // testServer is a Server with a directory for its sockets. Everything is shut down, and checked for leaks, at the end.
 type testServer struct {
 	*Server

@@ -52,13 +52,13 @@ const (
 	silent   verdict = iota // nothing
 	accepted                // ACK
 	rejected                // NACK
-	stale                   // it is about a response that has been followed by another, or about none at all
+	stale                   // it is about a response that there was not, or that has been judged and followed by another
 )
 
 // answer is a verdict with its reason.
 type answer struct {
 	verdict verdict
-	version string // of the rejected response
+	version string // of the rejected response, if that is the last one
 	reason  string // the client's, made fit for a log
 }
 
@@ -151,19 +151,31 @@ func (s *subscription) next(version string) (nonce string) {
 	s.sent++
 	s.version = version
 	s.due = false
-	return strconv.FormatUint(s.sent, 10)
+	return s.nonce()
 }
 
-// judge takes an ACK or NACK of response n. Each response is judged once; what repeats a judgement says nothing new.
-func (s *subscription) judge(n uint64, bad errorDetail) answer {
-	if n <= s.judged {
+// nonce is that of the last response.
+func (s *subscription) nonce() string { return strconv.FormatUint(s.sent, 10) }
+
+// judge takes the ACK or NACK of a response. Each response is judged once, also when it has been followed by another; what
+// repeats the judgement of the last one says nothing new.
+func (s *subscription) judge(nonce string, bad errorDetail) answer {
+	n, err := strconv.ParseUint(nonce, 10, 64)
+	switch {
+	case err != nil || n == 0 || n > s.sent || n <= s.judged && n < s.sent:
+		return answer{verdict: stale}
+	case n == s.judged:
 		return answer{}
 	}
 	s.judged = n
 	if bad == nil {
 		return answer{verdict: accepted}
 	}
-	return answer{verdict: rejected, version: s.version, reason: presentable(bad.GetMessage())}
+	a := answer{verdict: rejected, reason: presentable(bad.GetMessage())}
+	if n == s.sent {
+		a.version = s.version
+	}
+	return a
 }
 
 // errorDetail is a google.rpc.Status, or nil.
@@ -187,12 +199,13 @@ func (s *stateOfTheWorld) receive(r *discoveryv3.DiscoveryRequest) (answer, erro
 	switch {
 	case !s.begun:
 		s.proxy = s.proxy.chosenBy(r.GetNode()) // Only the first request is sure to have it.
-	case s.sent > 0 && r.GetResponseNonce() != strconv.FormatUint(s.sent, 10):
-		// The client has not seen the last response when it sent this. It will answer that one too, and say again what it
-		// is subscribed to.
-		return answer{verdict: stale}, nil
 	case s.sent > 0:
-		a = s.judge(s.sent, detail(r))
+		a = s.judge(r.GetResponseNonce(), detail(r))
+		if r.GetResponseNonce() != s.nonce() {
+			// The client had not seen the last response when it sent this. It will answer that one too, and say again what
+			// it is subscribed to.
+			return a, nil
+		}
 	}
 	added, err := s.subscribe(r.GetResourceNames())
 	s.due = s.due || added || !s.begun
@@ -287,7 +300,10 @@ func (s *incremental) receive(r *discoveryv3.DeltaDiscoveryRequest) (answer, err
 	if err := checkType(r.GetTypeUrl()); err != nil {
 		return answer{}, err
 	}
-	a := s.judgement(r)
+	var a answer
+	if s.begun && r.GetResponseNonce() != "" { // Requests that only subscribe have none.
+		a = s.judge(r.GetResponseNonce(), detail(r))
+	}
 	first := !s.begun
 	if first {
 		s.begun = true
@@ -303,18 +319,6 @@ func (s *incremental) receive(r *discoveryv3.DeltaDiscoveryRequest) (answer, err
 		return a, s.resume(r.GetInitialResourceVersions())
 	}
 	return a, nil
-}
-
-// judgement looks at the nonce. Several responses may be under way, and requests that only subscribe have none.
-func (s *incremental) judgement(r *discoveryv3.DeltaDiscoveryRequest) answer {
-	if r.GetResponseNonce() == "" || !s.begun {
-		return answer{}
-	}
-	n, err := strconv.ParseUint(r.GetResponseNonce(), 10, 64)
-	if err != nil || n == 0 || n > s.sent {
-		return answer{verdict: stale}
-	}
-	return s.judge(n, detail(r))
 }
 
 // subscribe adds names. A name that the client has already is told again: it may have dropped it and not said so.
