@@ -60,6 +60,7 @@ type options struct {
 	concurrency                         workload.Limits
 
 	files fileNames
+	sds   sdsFlags
 
 	httpAddress string
 
@@ -113,6 +114,8 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.files.ca, "file-name-ca", "ca.crt", "File name of the trust bundle in the volume")
 	flags.StringVar(&o.files.socket, "file-name-socket", "spiffe.sock", "File name of the Workload API socket in the volume")
 
+	o.sds.addFlags(flags)
+
 	flags.StringVar(&o.httpAddress, "http-bind-address", ":9809", "Address of /healthz, /readyz and /metrics")
 
 	o.loading = clientcmd.NewDefaultClientConfigLoadingRules()
@@ -124,7 +127,7 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 // complete validates every flag. Errors are *observe.UsageError.
 func (o *options) complete() error {
 	for _, check := range []func() error{
-		o.checkDriver, o.checkTrustDomain, o.checkIssuance, o.checkRequester, o.checkFileNames, o.checkHTTP, o.loadKubeconfig,
+		o.checkDriver, o.checkTrustDomain, o.checkIssuance, o.checkRequester, o.checkFileNames, o.sds.check, o.checkHTTP, o.loadKubeconfig,
 	} {
 		if err := check(); err != nil {
 			return err
