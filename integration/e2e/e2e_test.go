@@ -43,6 +43,7 @@ func TestRunning(t *testing.T) {
 		{"deciding/others' requests are left alone", testOthersRequestsAreLeftAlone},
 		{"deciding/only the approver approves", testOnlyTheApproverApproves},
 		{"speaking/the security header is demanded", testTheSecurityHeaderIsDemanded},
+		{"speaking/a proxy gets its secrets", testAProxyGetsItsSecrets},
 		{"speaking/JWT is said to be off", testJWTIsSaidToBeOff},
 		{"speaking/a pod gets its own identity only", testAPodGetsItsOwnIdentityOnly},
 		{"speaking/the end of a volume ends its streams", testTheEndOfAVolumeEndsItsStreams},
