@@ -69,7 +69,7 @@ type catalog struct {
 	own     string                    // SPIFFE ID of the own trust domain
 	bundles map[string]*bundleSecrets // by SPIFFE ID of the trust domain
 	all     func() *secret            // for the SPIFFE validator
-	names   []string                  // of svids and bundles, sorted
+	names   []string                  // of svids and bundles
 }
 
 // bundleSecrets are the two forms of one trust domain's bundle.
@@ -138,7 +138,6 @@ func newCatalog(i Identity) (*catalog, error) {
 	if c.bundles[c.own] == nil {
 		return nil, fmt.Errorf("no x.509 authorities for the own trust domain %q", i.TrustDomain.Name())
 	}
-	slices.Sort(c.names)
 	return c, nil
 }
 

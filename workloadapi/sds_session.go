@@ -335,7 +335,6 @@ func (s *incremental) subscribe(names []string) error {
 				return err
 			}
 			delete(s.told, name)
-			delete(s.released, name)
 		}
 		s.due = true
 	}
