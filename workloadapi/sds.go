@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
@@ -278,6 +277,6 @@ func (h sdsHandler) hint(ep *endpoint, s *subscription) {
 	if len(names) == 0 {
 		return
 	}
-	ep.log.Log(context.Background(), slog.LevelInfo, "a proxy asks for secrets that do not exist; the others are served",
+	ep.log.Info("a proxy asks for secrets that do not exist; the others are served",
 		"names", names, "available", "the workload's SPIFFE IDs, spiffe://<trust domain> and "+s.proxy.String(), workloadAttr(ep.workload))
 }
