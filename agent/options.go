@@ -176,7 +176,7 @@ func absolute(flag, value string) (string, error) {
 }
 
 func (o *options) checkTrustDomain() error {
-	td, err := spiffeid.TrustDomainFromString(o.trustDomainFlag)
+	td, err := identity.ParseTrustDomain(o.trustDomainFlag)
 	if err != nil {
 		return observe.Usagef("--trust-domain %q: %v", o.trustDomainFlag, err)
 	}

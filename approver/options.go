@@ -11,7 +11,6 @@ import (
 
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
 	"github.com/spf13/pflag"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/tools/clientcmd"
@@ -152,9 +151,9 @@ func (o *options) policy(flags *pflag.FlagSet) (evaluate.Policy, error) {
 	if msgs := validation.IsDNS1123Subdomain(o.driver); len(msgs) > 0 || len(o.driver) > 63 {
 		return p, observe.Usagef("--csi-driver-name %q is not a DNS name of at most 63 characters", o.driver)
 	}
-	td, err := spiffeid.TrustDomainFromString(o.trustDomain)
+	td, err := identity.ParseTrustDomain(o.trustDomain)
 	if err != nil || td.Name() != o.trustDomain {
-		return p, observe.Usagef("--trust-domain %q is not a trust domain name (lower-case letters, digits, dots, dashes and underscores; no spiffe://)", o.trustDomain)
+		return p, observe.Usagef("--trust-domain %q is not a trust domain name (at most 255 lower-case letters, digits, dots, dashes and underscores; no spiffe://)", o.trustDomain)
 	}
 	p.TrustDomain = td
 	if o.duration <= 0 {

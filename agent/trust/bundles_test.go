@@ -11,9 +11,12 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+
+	"github.com/signet-spiffe/signet/internal/conformance"
 )
 
 func TestBundlesAreNeverMerged(t *testing.T) {
+	conformance.Proves(t, "B7")
 	b := NewBundles()
 	for td, name := range map[*x509bundle.Bundle]string{
 		x509bundle.FromX509Authorities(domain, []*x509.Certificate{newCert(t, "own", nil)}):    "own",

@@ -67,8 +67,29 @@ func ParseTemplate(s string) (Template, error) {
 // String returns the template as it was written.
 func (t Template) String() string { return "/" + strings.Join(t.segments, "/") }
 
+// maxTrustDomainBytes is the longest trust domain name (SPIFFE-ID §2.1).
+const maxTrustDomainBytes = 255
+
+// ParseTrustDomain reads a trust domain from the configuration. go-spiffe knows
+// its characters, but not how long it may be.
+func ParseTrustDomain(s string) (spiffeid.TrustDomain, error) {
+	td, err := spiffeid.TrustDomainFromString(s)
+	if err != nil {
+		return spiffeid.TrustDomain{}, err
+	}
+	if n := len(td.Name()); n > maxTrustDomainBytes {
+		return spiffeid.TrustDomain{}, fmt.Errorf("trust domain has %d bytes, more than %d (SPIFFE-ID §2.1)", n, maxTrustDomainBytes)
+	}
+	return td, nil
+}
+
+// maxIDBytes is the longest SPIFFE ID that every implementation has to support,
+// and that none should exceed (SPIFFE-ID §2.3).
+const maxIDBytes = 2048
+
 // ID computes the SPIFFE ID of w in trust domain td. It fails when td is empty,
-// or when a name of w is not a legal path segment.
+// when a name of w is not a legal path segment, or when the ID is longer than
+// SPIFFE implementations have to support.
 func (t Template) ID(td spiffeid.TrustDomain, w Workload) (spiffeid.ID, error) {
 	if len(t.segments) == 0 {
 		return spiffeid.ID{}, errors.New("SPIFFE ID template is empty")
@@ -89,6 +110,10 @@ func (t Template) ID(td spiffeid.TrustDomain, w Workload) (spiffeid.ID, error) {
 	id, err := spiffeid.FromSegments(td, path...)
 	if err != nil {
 		return spiffeid.ID{}, fmt.Errorf("SPIFFE ID for service account %s/%s: %w", w.Namespace, w.ServiceAccount, err)
+	}
+	if n := len(id.String()); n > maxIDBytes {
+		return spiffeid.ID{}, fmt.Errorf("SPIFFE ID for service account %s/%s has %d bytes, more than %d (SPIFFE-ID §2.3); use a shorter template",
+			w.Namespace, w.ServiceAccount, n, maxIDBytes)
 	}
 	return id, nil
 }
