@@ -18,6 +18,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
+
+	"github.com/signet-spiffe/signet/internal/conformance"
 )
 
 // atOnce retries without waiting, so that tests do not.
@@ -40,6 +42,7 @@ func newX509Source(t *testing.T, addr string) *spiffe.X509Source {
 }
 
 func TestGoSpiffeX509SourceIsReadyInTheMomentTheSVIDIs(t *testing.T) {
+	conformance.Proves(t, "W4")
 	ca := newAuthority(t, trustDomain)
 	s := newTestServer(t, Options{})
 	w := newScripted(Identity{Status: Pending})
@@ -74,6 +77,7 @@ func TestGoSpiffeX509SourceIsReadyInTheMomentTheSVIDIs(t *testing.T) {
 }
 
 func TestGoSpiffeClientsComeBackAfterARestart(t *testing.T) {
+	conformance.Proves(t, "W28")
 	ca := newAuthority(t, trustDomain)
 	before := newTestServer(t, Options{})
 	addr := before.start("a", newScripted(ca.identity(t, "/a")))
@@ -126,6 +130,7 @@ func TestGoSpiffeBundleAndJWTSourcesBecomeReadyWithoutJWT(t *testing.T) {
 }
 
 func TestTwoWorkloadsTalkMutualTLS(t *testing.T) {
+	conformance.Proves(t, "W10")
 	ca := newAuthority(t, trustDomain)
 	s := newTestServer(t, Options{})
 	server := newX509Source(t, s.start("server", newScripted(ca.identity(t, "/server"))))

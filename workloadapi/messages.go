@@ -65,6 +65,7 @@ func (e *endpoint) marshal(i Identity, build func(Identity) (proto.Message, erro
 	m, err := build(i)
 	var b []byte
 	if err == nil {
+		e.fit(i, m)
 		b, err = proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	}
 	if err != nil {
@@ -72,11 +73,24 @@ func (e *endpoint) marshal(i Identity, build func(Identity) (proto.Message, erro
 		e.log.Error("identity cannot be served", "spiffe_id", i.defaultID(), "error", err, workloadAttr(e.workload))
 		return nil, err
 	}
-	if len(b) > maxMessageBytes {
-		e.log.Warn("message is larger than clients accept; use fewer trust domains or authorities",
-			"spiffe_id", i.defaultID(), "bytes", len(b), "limit", maxMessageBytes, workloadAttr(e.workload))
-	}
 	return &message{bytes: b}, nil
+}
+
+// fit makes a message as small as clients accept, if that is possible, and tells the operator what it cost.
+func (e *endpoint) fit(i Identity, m proto.Message) {
+	size := proto.Size(m)
+	if size <= maxMessageBytes {
+		return
+	}
+	if left := leaveOut(m, i.TrustDomain); len(left) > 0 {
+		e.metrics.leftOut.Add(float64(len(left)))
+		e.log.Error("trust bundles do not all fit into one message; federated ones are left out, the largest first: use fewer trust domains or authorities",
+			"spiffe_id", i.defaultID(), "left_out", left, "bytes", size, "limit", maxMessageBytes, workloadAttr(e.workload))
+	}
+	if size = proto.Size(m); size > maxMessageBytes {
+		e.log.Error("message is larger than clients accept; use fewer authorities",
+			"spiffe_id", i.defaultID(), "bytes", size, "limit", maxMessageBytes, workloadAttr(e.workload))
+	}
 }
 
 // x509SVIDResponse builds the message of Workload API §5.2.1. CRLs are optional and not sent.

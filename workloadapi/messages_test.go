@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/big"
 	"slices"
 	"strings"
@@ -19,11 +20,14 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/signet-spiffe/signet/internal/conformance"
 )
 
 // testEndpoint is an endpoint without a server.
@@ -94,6 +98,7 @@ func TestJWTBundlesResponse(t *testing.T) {
 }
 
 func TestIncompleteIdentitiesMakeNoMessage(t *testing.T) {
+	conformance.Proves(t, "W9", "W10", "W17")
 	ca := newAuthority(t, trustDomain)
 	good := ca.identity(t, "/a")
 	change := func(do func(*Identity)) Identity { i := good; do(&i); return i }
@@ -126,6 +131,7 @@ func TestIncompleteIdentitiesMakeNoMessage(t *testing.T) {
 }
 
 func TestEqualStatesAreEqualBytes(t *testing.T) {
+	conformance.Proves(t, "W5", "W27")
 	var authorities []*x509.Certificate
 	for range 5 {
 		authorities = append(authorities, newAuthority(t, trustDomain).cert)
@@ -193,12 +199,60 @@ type final struct{ identity Identity }
 
 func (f *final) Identity() (Identity, <-chan struct{}) { return f.identity, nil }
 
+// padded is a bundle of a given size in bytes, as far as encoding is concerned.
+func padded(name string, size int) *x509bundle.Bundle {
+	return x509bundle.FromX509Authorities(spiffeid.RequireTrustDomainFromString(name), []*x509.Certificate{{Raw: make([]byte, size)}})
+}
+
+// One partner's bundle that does not fit costs the trust in that partner. The workload's own SVID, and the other partners, are
+// not at stake.
+func TestMessagesFitWhatClientsAccept(t *testing.T) {
+	i := newAuthority(t, trustDomain).identity(t, "/a")
+	for _, b := range []*x509bundle.Bundle{padded("small.org", 100), padded("large.org", 3<<20), padded("largest.org", 3<<20+1)} {
+		i.Bundles.Add(b)
+	}
+	log := &syncBuffer{}
+	ep := testEndpoint(newScripted(i), log)
+	svids, err := ep.current().x509SVIDs()
+	must(t, err)
+	bundles, err := ep.current().x509Bundles()
+	must(t, err)
+	var ofSVIDs workload.X509SVIDResponse
+	var ofBundles workload.X509BundlesResponse
+	must(t, proto.Unmarshal(svids.bytes, &ofSVIDs))
+	must(t, proto.Unmarshal(bundles.bytes, &ofBundles))
+	if len(svids.bytes) > 4<<20 || len(bundles.bytes) > 4<<20 {
+		t.Errorf("messages of %d and %d bytes", len(svids.bytes), len(bundles.bytes))
+	}
+	if len(ofSVIDs.Svids) != 1 || len(ofSVIDs.Svids[0].Bundle) == 0 {
+		t.Error("the own SVID or bundle is not there")
+	}
+	if got := slices.Sorted(maps.Keys(ofSVIDs.FederatedBundles)); !slices.Equal(got, []string{"spiffe://large.org", "spiffe://small.org"}) {
+		t.Errorf("federated bundles of %v", got)
+	}
+	if got := slices.Sorted(maps.Keys(ofBundles.Bundles)); !slices.Equal(got, []string{"spiffe://cluster.local", "spiffe://large.org", "spiffe://small.org"}) {
+		t.Errorf("bundles of %v", got)
+	}
+	if !strings.Contains(log.String(), "left_out=[spiffe://largest.org]") {
+		t.Errorf("log says %q", log)
+	}
+	if n := testutil.ToFloat64(ep.metrics.leftOut); n != 2 {
+		t.Errorf("counted %v bundles that were left out, want one in each message", n)
+	}
+}
+
+// What belongs to the own trust domain is never left out: without it there is nothing to serve.
 func TestTooLargeMessagesAreReported(t *testing.T) {
 	i := newAuthority(t, trustDomain).identity(t, "/a")
-	i.Bundles.Add(x509bundle.FromX509Authorities(spiffeid.RequireTrustDomainFromString("big.org"), []*x509.Certificate{{Raw: make([]byte, 4<<20)}}))
+	i.Bundles = x509bundle.NewSet(padded("cluster.local", 4<<20), padded("example.org", 10))
 	log := &syncBuffer{}
-	_, err := testEndpoint(newScripted(i), log).current().x509SVIDs()
+	m, err := testEndpoint(newScripted(i), log).current().x509Bundles()
 	must(t, err)
+	var got workload.X509BundlesResponse
+	must(t, proto.Unmarshal(m.bytes, &got))
+	if len(got.Bundles) != 1 || len(got.Bundles["spiffe://cluster.local"]) != 4<<20 {
+		t.Errorf("bundles of %v", slices.Sorted(maps.Keys(got.Bundles)))
+	}
 	if !strings.Contains(log.String(), "larger than clients accept") {
 		t.Errorf("log says %q", log)
 	}

@@ -15,6 +15,7 @@ type metrics struct {
 	connections prometheus.Gauge
 	accepted    prometheus.Counter
 	unserved    prometheus.Counter
+	leftOut     prometheus.Counter
 	open        map[string]prometheus.Gauge   // by full method name; read-only after newMetrics
 	messages    map[string]prometheus.Counter // likewise
 	finished    *prometheus.CounterVec
@@ -31,6 +32,8 @@ func newMetrics(r prometheus.Registerer, services map[string]grpc.ServiceInfo) *
 			Name: "connections_accepted_total", Help: "Connections accepted on workload sockets."}),
 		unserved: prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem,
 			Name: "unserved_identities_total", Help: "Messages that could not be made of an identity; the last good one stays in use."}),
+		leftOut: prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem,
+			Name: "bundles_left_out_total", Help: "Trust bundles of federated trust domains that were left out of a message because it would have been larger than clients accept."}),
 		finished: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem,
 			Name: "rpcs_finished_total", Help: "RPCs that have ended, by method and gRPC code."}, []string{"method", "code"}),
 		open:     make(map[string]prometheus.Gauge),
@@ -50,7 +53,7 @@ func newMetrics(r prometheus.Registerer, services map[string]grpc.ServiceInfo) *
 		}
 	}
 	if r != nil {
-		r.MustRegister(m.listeners, m.connections, m.accepted, m.unserved, m.finished, open, messages)
+		r.MustRegister(m.listeners, m.connections, m.accepted, m.unserved, m.leftOut, m.finished, open, messages)
 	}
 	return m
 }

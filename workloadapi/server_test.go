@@ -32,6 +32,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/signet-spiffe/signet/internal/conformance"
 )
 
 // everyMethod calls do for each method of the Workload API. The request passed on is valid for the method.
@@ -80,6 +82,7 @@ func call(ctx context.Context, cc *grpc.ClientConn, method string, request proto
 }
 
 func TestSecurityHeaderIsRequired(t *testing.T) {
+	conformance.Proves(t, "E6", "E7")
 	ca := newAuthority(t, trustDomain)
 	s := newTestServer(t, Options{})
 	cc := dial(t, s.start("a", newScripted(ca.identity(t, "/a"))))
@@ -104,6 +107,7 @@ func TestSecurityHeaderIsRequired(t *testing.T) {
 }
 
 func TestAnswersOfEveryMethod(t *testing.T) {
+	conformance.Proves(t, "W25")
 	want := map[string]struct {
 		code codes.Code
 		text string
@@ -129,6 +133,7 @@ func TestAnswersOfEveryMethod(t *testing.T) {
 }
 
 func TestMalformedJWTRequests(t *testing.T) {
+	conformance.Proves(t, "W8", "W19")
 	s := newTestServer(t, Options{})
 	api := workload.NewSpiffeWorkloadAPIClient(dial(t, s.start("a", newScripted(Identity{Status: NotEntitled}))))
 	ctx := withHeader(testContext(t))
@@ -143,6 +148,7 @@ func TestMalformedJWTRequests(t *testing.T) {
 }
 
 func TestStatusDecidesWhatStreamsSay(t *testing.T) {
+	conformance.Proves(t, "E13", "E14", "W16", "W18", "W29")
 	ca := newAuthority(t, trustDomain)
 	complete := ca.identity(t, "/a")
 	// The fields are complete each time: only the status keeps them back.
@@ -184,6 +190,7 @@ func TestStatusDecidesWhatStreamsSay(t *testing.T) {
 }
 
 func TestRotationIsPushedAndNothingIsRepeated(t *testing.T) {
+	conformance.Proves(t, "W5")
 	ca := newAuthority(t, trustDomain)
 	s := newTestServer(t, Options{})
 	first, second := ca.identity(t, "/a"), ca.identity(t, "/a")
@@ -268,6 +275,7 @@ func TestIncompleteIdentityKeepsTheGoodOne(t *testing.T) {
 
 // TestWorkloadsNeverMix: whatever a client sends, its socket decides whose SVID it gets.
 func TestWorkloadsNeverMix(t *testing.T) {
+	conformance.Proves(t, "E10", "E11", "E12")
 	const workloads, rotations = 8, 20
 	ca := newAuthority(t, trustDomain)
 	s := newTestServer(t, Options{})
@@ -333,6 +341,7 @@ func TestASocketUsedAgainBelongsToItsNewWorkloadOnly(t *testing.T) {
 }
 
 func TestDetachEndsOneWorkloadAlone(t *testing.T) {
+	conformance.Proves(t, "W16")
 	ca := newAuthority(t, trustDomain)
 	s := newTestServer(t, Options{})
 	gone, stays := newScripted(ca.identity(t, "/gone")), newScripted(ca.identity(t, "/stays"))
@@ -488,6 +497,7 @@ func TestClientsThatDoNotReadOrSpeakHoldUpNobody(t *testing.T) {
 }
 
 func TestShutdownEndsAllWithUnavailable(t *testing.T) {
+	conformance.Proves(t, "E13")
 	ca := newAuthority(t, trustDomain)
 	s := newTestServer(t, Options{})
 	a, pending := newScripted(ca.identity(t, "/a")), newScripted(Identity{Status: Pending})
@@ -618,6 +628,7 @@ func TestHealth(t *testing.T) {
 }
 
 func TestReflectionNeedsNoHeader(t *testing.T) {
+	conformance.Proves(t, "E17")
 	s := newTestServer(t, Options{})
 	stream, err := reflectionpb.NewServerReflectionClient(dial(t, s.start("a", newScripted(Identity{})))).ServerReflectionInfo(testContext(t))
 	must(t, err)
