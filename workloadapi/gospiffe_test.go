@@ -447,11 +447,11 @@ func TestVolumesOfOnePodSpeakForThemselves(t *testing.T) {
 	}
 }
 
-// A node's worth of streams in one process: 500 sockets, four connections to each. Every client has its own workload's SVID,
+// A node's worth of streams in one process: 500 sockets with one connection and four streams each. Every client has its own workload's SVID,
 // and a rotation of all workloads reaches every stream once.
 func TestTwoThousandStreams(t *testing.T) {
 	conformance.Proves(t, "E11", "W5")
-	const sockets, connections = 500, 4
+	const sockets, perSocket = 500, 4
 	ca := newAuthority(t, trustDomain)
 	s := newTestServer(t, Options{})
 	pods := make([]*scripted, sockets)
@@ -496,12 +496,12 @@ func TestTwoThousandStreams(t *testing.T) {
 	ctx, cancel := context.WithTimeout(withHeader(context.Background()), patience)
 	t.Cleanup(cancel)
 	parallel(func(n int) {
-		for range connections {
-			cc, err := connect(ctx, addrs[n])
-			if err != nil {
-				t.Error(err)
-				return
-			}
+		cc, err := connect(ctx, addrs[n])
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for range perSocket {
 			stream, err := workload.NewSpiffeWorkloadAPIClient(cc).FetchX509SVID(ctx, &workload.X509SVIDRequest{})
 			if err != nil {
 				t.Error(err)
