@@ -95,12 +95,19 @@ lint: ## gofmt, go vet, staticcheck, and govulncheck where its database can be r
 		echo "govulncheck skipped: its database at vuln.go.dev cannot be reached from here (or there is no curl)"; \
 	fi
 
+# The end-to-end tests that show rules which only a real node can show.
+CONFORMANCE_CLUSTER ?= TestRunning/^speaking$$
+
+.PHONY: conformance
+conformance: deps ## Run the tests of the SPIFFE standards' rules, on a real Kubernetes too (as root); writes docs/conformance.md
+	$(GO) run ./internal/conformance/generate -race -cluster='$(CONFORMANCE_CLUSTER)'
+
 .PHONY: fuzz
 fuzz: ## Fuzz every fuzz target for FUZZTIME each
 	@for package in $$($(GO) list ./...); do \
 		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
 			echo "$$package $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$package; \
 		done; \
 	done
 

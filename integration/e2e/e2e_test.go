@@ -47,6 +47,7 @@ func TestRunning(t *testing.T) {
 		{"speaking/JWT is said to be off", testJWTIsSaidToBeOff},
 		{"speaking/a pod gets its own identity only", testAPodGetsItsOwnIdentityOnly},
 		{"speaking/the end of a volume ends its streams", testTheEndOfAVolumeEndsItsStreams},
+		{"speaking/the API is on no network", testTheAPIIsOnNoNetwork},
 	})
 }
 

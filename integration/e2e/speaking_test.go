@@ -18,6 +18,8 @@ import (
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/signet-spiffe/signet/internal/conformance"
 )
 
 // raw is what `sample dial-raw` prints.
@@ -34,6 +36,7 @@ func dialRaw(ctx context.Context, t *testing.T, pod *corev1.Pod, args ...string)
 // Missing, "True" or "TRUE" security header: InvalidArgument; health and
 // reflection work without it.
 func testTheSecurityHeaderIsDemanded(t *testing.T) {
+	conformance.Proves(t, "E6", "E7", "E17")
 	t.Parallel()
 	ctx := needCluster(t, testTimeout)
 	ns := newNamespace(ctx, t)
@@ -83,6 +86,7 @@ func reflected(ctx context.Context, t *testing.T, conn *grpc.ClientConn) string 
 // JWT off: bundles are an empty key set, SVIDs are not to be had, and both say so
 // in a way that clients understand.
 func testJWTIsSaidToBeOff(t *testing.T) {
+	conformance.Proves(t, "W17", "W22", "B4")
 	t.Parallel()
 	ctx := needCluster(t, testTimeout)
 	ns := newNamespace(ctx, t)
@@ -103,6 +107,7 @@ func testJWTIsSaidToBeOff(t *testing.T) {
 // Pod A can never get pod B's SVID, whatever it sends: neither by what it calls
 // itself, nor in metadata, nor by asking for B by name.
 func testAPodGetsItsOwnIdentityOnly(t *testing.T) {
+	conformance.Proves(t, "E10", "E11", "E12")
 	t.Parallel()
 	ctx := needCluster(t, testTimeout)
 	ns := newNamespace(ctx, t)
@@ -172,6 +177,7 @@ func withMetadata(ctx context.Context, pairs ...string) context.Context {
 // The end of a volume ends its streams, and never with OK; health on the socket
 // says the same to who asks before.
 func testTheEndOfAVolumeEndsItsStreams(t *testing.T) {
+	conformance.Proves(t, "W29")
 	t.Parallel()
 	ctx := needCluster(t, testTimeout)
 	ns := newNamespace(ctx, t)
