@@ -27,6 +27,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/signet-spiffe/signet/agent/issue"
+	"github.com/signet-spiffe/signet/internal/conformance"
 	"github.com/signet-spiffe/signet/internal/pki"
 )
 
@@ -725,6 +726,7 @@ func TestTimersFireInOrderAndForget(t *testing.T) {
 // Volumes that were issued in the same moment renew spread over the jitter
 // window, a tenth of the lifetime before two thirds of it.
 func TestRenewalsAreSpread(t *testing.T) {
+	conformance.Proves(t, "W6")
 	run(t, func(t *testing.T, w *world) {
 		const volumes = 110
 		for i := range volumes {

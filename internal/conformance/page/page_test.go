@@ -148,7 +148,7 @@ func TestPagesThatAreStaleAreFound(t *testing.T) {
 	if wrong := Check(page, proofs); len(wrong) != 0 {
 		t.Fatalf("a fresh page: %v", wrong)
 	}
-	if !bytes.Contains(page, []byte(" hold; ")) {
+	if !bytes.Contains(page, []byte(" hold, ")) {
 		t.Errorf("no summary in %.2000s", page)
 	}
 	replace := func(old, new string) []byte {

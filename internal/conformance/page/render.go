@@ -54,9 +54,11 @@ func summary(verdicts Verdicts) string {
 		}
 	}
 	text := fmt.Sprintf("Of %d rules that demand something, %d hold", demanding, counts[holds])
-	for _, kind := range []string{"does not hold", "not applicable", "fails", notShown} {
-		if n := counts[kind]; n > 0 {
-			text += fmt.Sprintf("; %d: %s", n, kind)
+	for _, kind := range []struct{ verdict, says string }{
+		{"does not hold", "do not hold"}, {"not applicable", "are not applicable"}, {"fails", "**fail**"}, {notShown, "are not shown"},
+	} {
+		if n := counts[kind.verdict]; n > 0 {
+			text += fmt.Sprintf(", %d %s", n, kind.says)
 		}
 	}
 	return text + "."
