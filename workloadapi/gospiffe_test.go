@@ -36,14 +36,6 @@ var (
 	unknownDomain = spiffeid.RequireTrustDomainFromString("unknown.org")
 )
 
-func newClient(t *testing.T, addr string) *spiffe.Client {
-	t.Helper()
-	c, err := spiffe.New(testContext(t), spiffe.WithAddr(addr), spiffe.WithBackoffStrategy(atOnce{}))
-	must(t, err)
-	t.Cleanup(func() { _ = c.Close() })
-	return c
-}
-
 // twoOf is an identity with two SVIDs, each with a hint, and a federated trust domain.
 func twoOf(t *testing.T, ca, partner *authority) Identity {
 	t.Helper()

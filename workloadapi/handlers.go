@@ -8,7 +8,6 @@ import (
 	"context"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -19,16 +18,14 @@ var (
 	errNotEntitled  = status.Error(codes.PermissionDenied, "no identity issued")
 	errInitializing = status.Error(codes.Unavailable, "workload api is starting: identity not known yet")
 	errUnserialized = status.Error(codes.Unavailable, "could not serialize response: identity is incomplete, see the log of the agent")
-	errNoJWT        = status.Error(codes.Unimplemented, "JWT functionality is disabled")
 	errNoWIT        = status.Error(codes.Unimplemented, "fetching WIT-SVIDs is not implemented")
 	errNoWITBundles = status.Error(codes.Unimplemented, "fetching WIT bundles is not implemented")
-	errNoAudience   = status.Error(codes.InvalidArgument, "audience must be specified")
-	errNoToken      = status.Error(codes.InvalidArgument, "svid must be specified")
 )
 
 // handler implements the SPIFFE Workload API.
 type handler struct {
 	workload.UnsafeSpiffeWorkloadAPIServer
+	jwt JWTSource // nil: the JWT profile is disabled
 }
 
 // guardedByHeader marks the service whose requests must carry the security header.
@@ -42,37 +39,6 @@ func (handler) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStre
 // FetchX509Bundles implements Workload API §5.2.2.
 func (handler) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
 	return push(stream, func(v *view) (*message, error) { return v.x509Bundles() })
-}
-
-// FetchJWTBundles implements Workload API §6.2.2 for a disabled JWT profile: the own trust domain has no JWT keys. An error
-// would be honest too, but go-spiffe's BundleSource and JWTSource wait for a first message before they let anything start.
-func (handler) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
-	return push(stream, func(v *view) (*message, error) { return v.jwtBundles() })
-}
-
-// FetchJWTSVID refuses: the JWT profile is disabled. A malformed request is told so first (Workload API §4.5, §6.2.1): it is
-// wrong whatever the server can do.
-func (handler) FetchJWTSVID(_ context.Context, r *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
-	if len(r.GetAudience()) == 0 {
-		return nil, errNoAudience
-	}
-	if id := r.GetSpiffeId(); id != "" {
-		if _, err := spiffeid.FromString(id); err != nil {
-			return nil, status.Errorf(codes.InvalidArgument, "invalid requested SPIFFE ID: %v", err)
-		}
-	}
-	return nil, errNoJWT
-}
-
-// ValidateJWTSVID refuses like FetchJWTSVID: without JWT bundles there is nothing to validate against.
-func (handler) ValidateJWTSVID(_ context.Context, r *workload.ValidateJWTSVIDRequest) (*workload.ValidateJWTSVIDResponse, error) {
-	if r.GetAudience() == "" {
-		return nil, errNoAudience
-	}
-	if r.GetSvid() == "" {
-		return nil, errNoToken
-	}
-	return nil, errNoJWT
 }
 
 // FetchWITSVID is not supported (Workload API §7).
@@ -112,14 +78,8 @@ func push(stream grpc.ServerStream, build func(*view) (*message, error)) error {
 
 // sendIfNew sends what v has to say unless it equals sent. It returns what the caller has been told by now.
 func sendIfNew(stream grpc.ServerStream, v *view, build func(*view) (*message, error), sent *message) (*message, error) {
-	switch v.identity.Status {
-	case Entitled:
-	case Pending:
-		return sent, nil
-	case NotEntitled:
-		return nil, errNotEntitled
-	default:
-		return nil, errInitializing
+	if held, err := v.verdict(); held || err != nil {
+		return sent, err
 	}
 	m, err := build(v)
 	if err != nil {
@@ -135,6 +95,34 @@ func sendIfNew(stream grpc.ServerStream, v *view, build func(*view) (*message, e
 		return nil, err
 	}
 	return m, nil
+}
+
+// verdict says what becomes of a caller that wants something of the identity: it is to be answered (false, nil), to be held
+// until the view is superseded (true, nil), or refused with a gRPC status.
+func (v *view) verdict() (held bool, err error) {
+	switch v.identity.Status {
+	case Entitled:
+		return false, nil
+	case Pending:
+		return true, nil
+	case NotEntitled:
+		return false, errNotEntitled
+	default:
+		return false, errInitializing
+	}
+}
+
+// entitled returns the view of an identity that is complete, and waits for it while it is pending. Errors are gRPC statuses.
+func (e *endpoint) entitled(ctx context.Context) (*view, error) {
+	for {
+		v := e.current()
+		if held, err := v.verdict(); !held {
+			return v, err
+		}
+		if err := e.wait(ctx, v); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // wait returns nil once v has been superseded, or the status that the stream must end with.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strings"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -56,6 +57,9 @@ type Identity struct {
 	// Bundles holds the X.509 bundles of the own trust domain (mandatory when Entitled) and of federated ones. Bundles
 	// without an authority are not sent. Several identities may share one set.
 	Bundles *x509bundle.Set
+	// JWTBundles holds the JWT bundles that are known, of the own trust domain and of federated ones; nil for none. They are
+	// what JWT-SVIDs are validated against. Several identities may share one set.
+	JWTBundles *jwtbundle.Set
 	// TrustDomain is the own trust domain.
 	TrustDomain spiffeid.TrustDomain
 }

@@ -6,13 +6,17 @@ package workloadapi
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
 
+	"github.com/go-jose/go-jose/v4"
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -145,12 +149,39 @@ func x509BundlesResponse(i Identity) (proto.Message, error) {
 	return &workload.X509BundlesResponse{Bundles: bundles}, nil
 }
 
-// jwtBundlesResponse builds the message of Workload API §6.2.2 for a disabled JWT profile.
+// jwtBundlesResponse builds the message of Workload API §6.2.2: a JWKS of each trust domain that is known. The own one is
+// always there, without keys while the JWT profile is disabled. So is a federated one without keys: that is how a trust
+// domain says that all its keys are revoked (Trust Domain and Bundle §4.2.1).
 func jwtBundlesResponse(i Identity) (proto.Message, error) {
 	if i.TrustDomain == (spiffeid.TrustDomain{}) {
 		return nil, errors.New("identity names no trust domain")
 	}
-	return &workload.JWTBundlesResponse{Bundles: map[string][]byte{i.TrustDomain.IDString(): noKeys}}, nil
+	r := map[string][]byte{i.TrustDomain.IDString(): noKeys}
+	if i.JWTBundles != nil {
+		for _, b := range i.JWTBundles.Bundles() {
+			jwks, err := marshalJWKS(b)
+			if err != nil {
+				return nil, err
+			}
+			r[b.TrustDomain().IDString()] = jwks
+		}
+	}
+	return &workload.JWTBundlesResponse{Bundles: r}, nil
+}
+
+// marshalJWKS writes a JWT bundle as JWKS, ordered by key ID. Every key says what it is for (Workload API §6.2.2, Trust Domain
+// and Bundle §4.2.2), which jwtbundle.Marshal leaves out.
+func marshalJWKS(b *jwtbundle.Bundle) ([]byte, error) {
+	keys := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
+	authorities := b.JWTAuthorities()
+	for _, id := range slices.Sorted(maps.Keys(authorities)) {
+		keys.Keys = append(keys.Keys, jose.JSONWebKey{Key: authorities[id], KeyID: id, Use: "jwt-svid"})
+	}
+	jwks, err := json.Marshal(keys)
+	if err != nil {
+		return nil, fmt.Errorf("marshal jwt bundle of %s: %w", b.TrustDomain(), err)
+	}
+	return jwks, nil
 }
 
 // marshalBundles returns the concatenated DER of each trust domain's authorities, keyed by the SPIFFE ID of the trust domain

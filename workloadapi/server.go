@@ -70,6 +70,8 @@ type Options struct {
 	Registerer prometheus.Registerer
 	// SDS configures Envoy's secret discovery service.
 	SDS SDSOptions
+	// JWT issues JWT-SVIDs; nil disables the JWT profile (Workload API §3 lets an operator do so).
+	JWT JWTSource
 }
 
 // Server serves the Workload API on any number of listeners. All methods are safe for concurrent use.
@@ -109,7 +111,7 @@ func NewServer(o Options) *Server {
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPingInterval, PermitWithoutStream: true}),
 	)
-	workload.RegisterSpiffeWorkloadAPIServer(s.grpc, handler{})
+	workload.RegisterSpiffeWorkloadAPIServer(s.grpc, handler{jwt: o.JWT})
 	healthpb.RegisterHealthServer(s.grpc, healthHandler{})
 	registerSDS(s.grpc, o.SDS, o.Registerer)
 	reflection.Register(s.grpc)

@@ -114,7 +114,7 @@ func TestAnswersOfEveryMethod(t *testing.T) {
 	}{
 		"FetchX509SVID": {codes.OK, ""}, "FetchX509Bundles": {codes.OK, ""}, "FetchJWTBundles": {codes.OK, ""},
 		"FetchJWTSVID":    {codes.Unimplemented, "JWT functionality is disabled"},
-		"ValidateJWTSVID": {codes.Unimplemented, "JWT functionality is disabled"},
+		"ValidateJWTSVID": {codes.InvalidArgument, "unable to parse JWT token"},
 		"FetchWITSVID":    {codes.Unimplemented, "fetching WIT-SVIDs is not implemented"},
 		"FetchWITBundles": {codes.Unimplemented, "not implemented"},
 	}
