@@ -26,6 +26,8 @@ import (
 	spiffe "github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/signet-spiffe/signet/internal/conformance"
 )
 
 // jwtAuthority is an in-memory JWT issuer of one trust domain. It implements JWTSource.
@@ -102,6 +104,7 @@ func newClient(t testing.TB, addr string) *spiffe.Client {
 
 // A JWT issuer is joined by Options.JWT and Identity.JWTBundles alone; all that go-spiffe has for JWT works then.
 func TestAJWTSourceCanBeJoined(t *testing.T) {
+	conformance.Proves(t, "W20", "W21", "W22")
 	ca, issuer := newAuthority(t, trustDomain), newJWTAuthority(t, trustDomain, "key-1")
 	foreign := newJWTAuthority(t, partner, "key-1")
 	s := newTestServer(t, Options{JWT: issuer})
@@ -211,6 +214,7 @@ func TestAJWTSourceThatFails(t *testing.T) {
 
 // W23: every key says that it is for JWT-SVIDs, and the order of keys does not change from message to message.
 func TestJWTBundlesSayWhatKeysAreFor(t *testing.T) {
+	conformance.Proves(t, "W22", "W23", "B4", "B5")
 	own, foreign := newJWTAuthority(t, trustDomain, "b"), newJWTAuthority(t, partner, "x")
 	b := own.bundle()
 	must(t, b.AddJWTAuthority("a", own.key.Public()))
@@ -253,6 +257,7 @@ func TestJWTBundlesSayWhatKeysAreFor(t *testing.T) {
 
 // W24, J1 to J8, as far as a validator decides.
 func TestValidateJWTSVID(t *testing.T) {
+	conformance.Proves(t, "W24")
 	ca, foreign, forger := newAuthority(t, trustDomain), newJWTAuthority(t, partner, "k"), newJWTAuthority(t, partner, "k")
 	s := newTestServer(t, Options{})
 	i := ca.identity(t, "/a")
