@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/signet-spiffe/signet/agent/cli"
 	"github.com/signet-spiffe/signet/internal/observe"
 )
 
@@ -32,11 +33,24 @@ func main() {
 	os.Exit(code)
 }
 
-// execute parses args, runs the agent and turns its error into an exit code.
+// execute parses args, runs the agent or the subcommand that they name, and turns
+// its error into an exit code.
 func execute(ctx context.Context, args []string, run func(context.Context, *options) error) int {
-	err := newCommand(run, args).ExecuteContext(ctx)
-	if err == nil {
+	var err error
+	switch {
+	case len(args) == 1 && args[0] == "help":
+		err = newCommand(run, []string{"--help"}).ExecuteContext(ctx)
+	case cli.IsCommand(args):
+		err = runCommand(ctx, args)
+	default:
+		err = newCommand(run, args).ExecuteContext(ctx)
+	}
+	var quiet *cli.ExitError
+	switch {
+	case err == nil:
 		return 0
+	case errors.As(err, &quiet):
+		return quiet.Code
 	}
 	fmt.Fprintln(os.Stderr, "signet-agent:", err)
 	var usage *observe.UsageError
@@ -56,7 +70,10 @@ and over a SPIFFE Workload API socket, both in the volume. It makes the keys in
 memory, has cert-manager sign them, verifies and renews them.
 
 It runs on each node as a DaemonSet and registers itself with kubelet. Flags that
-csi-driver-spiffe has are named as there and mean the same.`,
+csi-driver-spiffe has are named as there and mean the same.
+
+It also has commands, for a terminal; each has its own --help:
+` + cli.List(commands()...),
 		Args:          cobra.NoArgs,
 		Version:       version,
 		SilenceErrors: true,
