@@ -9,12 +9,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/signet-spiffe/signet/agent/cli"
+	"github.com/signet-spiffe/signet/agent/dev"
 )
 
 // commands are what signet-agent does beside being the agent. They are made anew
 // for each use: a command holds the flags that it was given.
 func commands() []*cobra.Command {
-	return cli.Commands()
+	return append(cli.Commands(), dev.Command())
 }
 
 // runCommand runs the subcommand that args name.
