@@ -102,3 +102,17 @@ func Explain(ctx context.Context, err error) error {
 	}
 	return fmt.Errorf("%s: %s", s.Code(), said)
 }
+
+// hintFor says what to do about an error of the Workload API; empty where nothing
+// is to be added.
+func hintFor(err error) string {
+	switch status.Code(err) {
+	case codes.PermissionDenied:
+		return "this socket's workload has no identity, or has been removed: the pod's Events say why (kubectl describe pod)"
+	case codes.DeadlineExceeded:
+		return "the identity is being issued, or the agent is stuck: the pod's Events and the agent's log say which; -timeout waits longer"
+	case codes.Unimplemented:
+		return "this Workload API does not have that profile"
+	}
+	return ""
+}
