@@ -79,8 +79,8 @@ func (o *options) complete() error {
 	if o.lifetime < minLifetime || o.lifetime > 365*24*time.Hour {
 		return observe.Usagef("--lifetime %s: must be from %s to 8760h", o.lifetime, minLifetime)
 	}
-	if o.rotateCA != 0 && o.rotateCA < minLifetime {
-		return observe.Usagef("--rotate-ca %s: must be 0 or at least %s", o.rotateCA, minLifetime)
+	if o.rotateCA != 0 && o.rotateCA < time.Second {
+		return observe.Usagef("--rotate-ca %s: must be 0 or at least 1s", o.rotateCA)
 	}
 	if o.rotateCA != 0 && o.rotateCA < o.lifetime/maxRoots {
 		return observe.Usagef("--rotate-ca %s: more than %d CAs would be alive within --lifetime %s; make one of the two longer or the other shorter", o.rotateCA, maxRoots, o.lifetime)
