@@ -89,6 +89,7 @@ func call(t *testing.T, server, client *workloadapi.X509Source) {
 // The command as a developer without root runs it, and go-spiffe as it is in every
 // program.
 func TestTwoServicesSpeakMTLS(t *testing.T) {
+	t.Parallel()
 	base := newBase(t)
 	dir := filepath.Join(base, "d")
 	p := start(t, nil, "--dir", dir, "--id", web.String(), "-id", "shop-cart="+cart.String(), "--id", db.String(), "--lifetime", "10s", "-rotate-ca=2s")
@@ -159,6 +160,7 @@ func wantLoud(t *testing.T, stderr string) {
 }
 
 func TestOthersCannotConnect(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to become another user")
 	}
@@ -180,6 +182,7 @@ func TestOthersCannotConnect(t *testing.T) {
 }
 
 func TestFilesAreAsInAVolume(t *testing.T) {
+	t.Parallel()
 	base := newBase(t)
 	p := start(t, nil, "--dir", filepath.Join(base, "d"), "--id", web.String(), "--files", "--lifetime", "10s")
 	dir := filepath.Join(base, "d", "web")
@@ -227,6 +230,7 @@ func TestFilesAreAsInAVolume(t *testing.T) {
 }
 
 func TestSecondStart(t *testing.T) {
+	t.Parallel()
 	base := newBase(t)
 	dir := filepath.Join(base, "d")
 	first := start(t, nil, "--dir", dir)
@@ -250,6 +254,7 @@ func TestSecondStart(t *testing.T) {
 }
 
 func TestRuntimeDirectory(t *testing.T) {
+	t.Parallel()
 	base := newBase(t)
 	p := start(t, []string{"XDG_RUNTIME_DIR=" + base})
 	if want := "unix://" + filepath.Join(base, "signet", "default", "spiffe.sock"); p.exports["default"] != want {
@@ -273,6 +278,7 @@ func TestRuntimeDirectory(t *testing.T) {
 }
 
 func TestRunsAProgram(t *testing.T) {
+	t.Parallel()
 	base := newBase(t)
 	run := func(args ...string) (stdout, stderr string, code int) {
 		t.Helper()
@@ -314,6 +320,7 @@ func isExit(err error) bool {
 
 // Signals are the program's, which may take its time.
 func TestSignalsGoToTheProgram(t *testing.T) {
+	t.Parallel()
 	base := newBase(t)
 	c := newCommand(t, []string{"XDG_RUNTIME_DIR=" + base}, "dev", "--", "sh", "-c",
 		`trap 'test -S "${SPIFFE_ENDPOINT_SOCKET#unix://}" && exit 3; exit 4' TERM; echo ready; while :; do read x || sleep 0.01; done`)
@@ -337,6 +344,7 @@ func TestSignalsGoToTheProgram(t *testing.T) {
 }
 
 func TestFederatesWithFiles(t *testing.T) {
+	t.Parallel()
 	base := newBase(t)
 	ca, err := selfca.New(selfca.Options{TrustDomain: spiffeid.RequireTrustDomainFromString("other.org")})
 	if err != nil {
@@ -368,6 +376,7 @@ func TestFederatesWithFiles(t *testing.T) {
 
 // A client that holds its stream open hears that it is over, and nothing waits for it.
 func TestStopsUnderAnOpenStream(t *testing.T) {
+	t.Parallel()
 	p := start(t, nil, "--dir", filepath.Join(newBase(t), "d"))
 	c, err := net.Dial("unix", strings.TrimPrefix(p.exports["default"], "unix://"))
 	if err != nil {

@@ -141,9 +141,6 @@ func parseIdentity(arg string) (identity, error) {
 	if id.Path() == "" {
 		return identity{}, observe.Usagef("--id %q: names a trust domain alone; a workload has a path, as in %s/ns/default/sa/default", arg, id)
 	}
-	if id.String() != uri {
-		return identity{}, observe.Usagef("--id %q: write it as %s", arg, id)
-	}
 	if !named {
 		name = path.Base(id.Path())
 	}

@@ -75,6 +75,14 @@ func tryPlace(path string) (*place, error) {
 	case !errors.Is(err, fs.ErrExist):
 		return nil, fmt.Errorf("make directory %s: %w", path, err)
 	}
+	p, err := lockPlace(path, made)
+	if err != nil && made {
+		_ = os.Remove(path) // Nobody has put anything there, or it stays.
+	}
+	return p, err
+}
+
+func lockPlace(path string, made bool) (*place, error) {
 	if err := checkWay(path); err != nil {
 		return nil, err
 	}
