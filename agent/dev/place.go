@@ -76,8 +76,9 @@ func tryPlace(path string) (*place, error) {
 		return nil, fmt.Errorf("make directory %s: %w", path, err)
 	}
 	p, err := lockPlace(path, made)
-	if err != nil && made {
-		_ = os.Remove(path) // Nobody has put anything there, or it stays.
+	var refused *observe.UsageError
+	if made && errors.As(err, &refused) { // Else it may be another's by now.
+		_ = os.Remove(path)
 	}
 	return p, err
 }
