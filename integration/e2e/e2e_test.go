@@ -48,6 +48,7 @@ func TestRunning(t *testing.T) {
 		{"speaking/a pod gets its own identity only", testAPodGetsItsOwnIdentityOnly},
 		{"speaking/the end of a volume ends its streams", testTheEndOfAVolumeEndsItsStreams},
 		{"speaking/the API is on no network", testTheAPIIsOnNoNetwork},
+		{"speaking/a debug container sees what the app is told", testADebugContainerSeesWhatTheAppIsTold},
 	})
 }
 

@@ -27,6 +27,9 @@ const Version = "v0.1.0"
 
 const registry = "ghcr.io/signet-spiffe/"
 
+// AgentImage is the agent's image.
+const AgentImage = registry + "signet-agent:" + Version
+
 // SampleImage is the image of integration/samples/sample.
 const SampleImage = registry + "signet-sample:" + Version
 
@@ -45,7 +48,7 @@ type program struct {
 const nonRoot = "65532:65532"
 
 var programs = []program{
-	{dir: ".", pkg: "./agent", ref: registry + "signet-agent:" + Version, entrypoint: "/signet-agent"},
+	{dir: ".", pkg: "./agent", ref: AgentImage, entrypoint: "/signet-agent"},
 	{dir: ".", pkg: "./approver", ref: registry + "signet-approver:" + Version, entrypoint: "/signet-approver", user: nonRoot},
 	{dir: "integration", pkg: "./samples/sample", ref: SampleImage, entrypoint: "/sample", user: nonRoot},
 }
