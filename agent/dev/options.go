@@ -57,7 +57,6 @@ type identity struct {
 
 func (o *options) addFlags(flags *pflag.FlagSet) {
 	o.flags = flags
-	o.log.AddFlags(flags)
 	flags.StringArrayVar(&o.ids, "id", nil, "An identity, spiffe://TRUST-DOMAIN/PATH or NAME=spiffe://…; again for more. Each has a socket of its own, in a directory called NAME (default: the last part of the path). Without it, "+defaultID)
 	flags.StringVar(&o.dir, "dir", "", "Where the sockets are: a directory that is yours alone (mode 0700); made if it is missing (default: signet in $XDG_RUNTIME_DIR, or signet-dev-UID in the directory for temporary files)")
 	flags.BoolVar(&o.files, "files", false, "Also write tls.crt, tls.key and ca.crt beside each socket, as in a pod's volume")
@@ -65,6 +64,7 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 	flags.DurationVar(&o.rotateCA, "rotate-ca", 0, "Replace each trust domain's CA by a new one so often; 0: never")
 	flags.StringArrayVar(&o.federate, "federate", nil, "Trust another domain, TRUST-DOMAIN=FILE with its authorities as PEM or as a SPIFFE bundle (JSON); again for more. Trust domains of --id are federated without it")
 	flags.StringVar(&o.keyTypeArg, "key-type", string(pki.P256), "Key type of every SVID: P-256, P-384, Ed25519, RSA-2048, RSA-3072 or RSA-4096")
+	o.log.AddFlags(flags)
 }
 
 // complete validates every flag. Errors are *observe.UsageError.

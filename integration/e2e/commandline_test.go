@@ -6,6 +6,9 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -49,14 +52,19 @@ func testADebugContainerSeesWhatTheAppIsTold(t *testing.T) {
 	if _, err := env.Kube.CoreV1().Pods(ns).UpdateEphemeralContainers(ctx, pod.Name, pod, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	// As docs/cli.md has it, with kubectl.
+	kubectlDebug(ctx, t, pod, "kubectl-target", `{"securityContext":{"runAsUser":10001}}`, "--target=app")
+	kubectlDebug(ctx, t, pod, "kubectl-volume", `{"securityContext":{"runAsUser":10002},"volumeMounts":[{"name":"`+volumeName+`","mountPath":"`+mountPath+`","readOnly":true}]}`)
 	for name, want := range map[string]struct {
 		code int32
 		says string
 	}{
-		"in-target":   {0, "Agent is healthy."},
-		"fetching":    {0, "SPIFFE ID:\t\t" + id + "\n"},
-		"another":     {1, fmt.Sprintf("user %d may not connect", appUser+1)},
-		"with-volume": {0, `"spiffe_id":"` + id + `"`},
+		"kubectl-target": {0, "SPIFFE ID:\t\t" + id + "\n"},
+		"kubectl-volume": {0, "SPIFFE ID:\t\t" + id + "\n"},
+		"in-target":      {0, "Agent is healthy."},
+		"fetching":       {0, "SPIFFE ID:\t\t" + id + "\n"},
+		"another":        {1, fmt.Sprintf("user %d may not connect", appUser+1)},
+		"with-volume":    {0, `"spiffe_id":"` + id + `"`},
 	} {
 		code, says := ended(ctx, t, pod, name)
 		if code != want.code || !strings.Contains(says, want.says) {
@@ -65,6 +73,24 @@ func testADebugContainerSeesWhatTheAppIsTold(t *testing.T) {
 		if strings.Contains(says, "PRIVATE KEY") || strings.Contains(says, `"x509_svid_key":"M`) {
 			t.Errorf("%s says a key", name)
 		}
+	}
+}
+
+// kubectlDebug has kubectl add a debug container that runs "signet-agent api fetch",
+// which finds the socket by itself.
+func kubectlDebug(ctx context.Context, t *testing.T, pod *corev1.Pod, name, custom string, more ...string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "custom.json")
+	if err := os.WriteFile(file, []byte(custom), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := append([]string{
+		"--kubeconfig", env.cluster.Kubeconfig(), "debug", "-n", pod.Namespace, pod.Name, "-c", name, "--profile=restricted",
+		"--image=" + install.AgentImage, "--image-pull-policy=IfNotPresent", "--custom=" + file,
+	}, more...)
+	out, err := exec.CommandContext(ctx, env.cluster.Binaries()["kubectl"], append(args, "--", "/signet-agent", "api", "fetch")...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("kubectl debug: %v: %s", err, out)
 	}
 }
 
