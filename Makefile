@@ -26,6 +26,7 @@ BENCH_FLAGS ?=
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+BUF := github.com/bufbuild/buf/cmd/buf@v1.75.0
 GOTESTSUM := gotest.tools/gotestsum@v1.13.0
 BENCHSTAT := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
@@ -81,8 +82,30 @@ test-versions: deps ## End to end on every supported version of Kubernetes
 		SIGNET_KUBERNETES_VERSION=$$version $(call gotest,testname) -count=1 -timeout=60m $(TEST_FLAGS) ./e2e; \
 	done
 
+# What protects users of the API; see proto/doc.go. buf is built from source, which
+# takes one to two minutes on two cores, the first time.
+proto_checks = cd proto && $(GO) run $(BUF) lint && $(GO) run $(BUF) breaking --against baseline.txtpb
+
+# Text may come out with other spaces from another build of buf; this does not.
+image = $(GO) run $(BUF) build --exclude-source-info -o -
+
+.PHONY: generate
+generate: ## Generate the code of proto/ anew; refuses changes that break users of the API
+	$(proto_checks)
+	cd proto && $(GO) run $(BUF) generate && $(GO) run $(BUF) build --exclude-source-info -o baseline.txtpb
+
+.PHONY: lint-proto
+lint-proto: ## Check proto/: style, breaking changes, and that the generated code is current
+	@echo "buf lint and breaking-change check in proto"
+	@$(proto_checks)
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; cd proto; $(GO) run $(BUF) generate -o "$$fresh"; \
+	for file in $$(cd "$$fresh" && find . -type f); do \
+		cmp -s "$$fresh/$$file" "$$file" || { echo "proto/$$file is not what the .proto files say: run make generate"; exit 1; }; \
+	done; \
+	cmp -s <($(image)) <($(GO) run $(BUF) build baseline.txtpb -o -) || { echo "proto/baseline.txtpb is not what the .proto files say: run make generate"; exit 1; }
+
 .PHONY: lint
-lint: ## gofmt, go vet, staticcheck, and govulncheck where its database can be reached
+lint: lint-proto ## gofmt, go vet, staticcheck, proto/, and govulncheck where its database can be reached
 	@unformatted=$$(gofmt -l .); \
 	if [ -n "$$unformatted" ]; then echo "not formatted with gofmt:"; echo "$$unformatted"; exit 1; fi
 	@for module in $(MODULES); do \
