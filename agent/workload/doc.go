@@ -25,6 +25,9 @@
 // An attempt survives the agent: it is kept beside the SVID before it is sent, and
 // the next agent's first request for the volume resumes it (attempt.go).
 //
+// Somebody who looks at volumes (List, Watch) holds none up: each leaves how it stands
+// where it is found without asking. A renewal by hand (renew.go) is an event like others.
+//
 // What it owns: which SVID a volume has, when it is renewed, who waits for it, and
 // when there is something to tell the pod's owner.
 //

@@ -40,12 +40,16 @@ type message struct {
 	attempt *Attempt
 	// kept is where Sending wants to hear whether the attempt was kept.
 	kept chan bool
+	// begun is where Renew wants to hear what there was before; nil if there is no
+	// such volume.
+	begun chan *Renewal
 }
 
 // entry is one volume. Messages are handled one after the other by whichever
 // goroutine drains the mailbox; there is none while it is empty.
 type entry struct {
 	registry *Registry
+	name     string // The volume ID.
 	log      *slog.Logger
 
 	mu       sync.Mutex // Guards the next three. Never held during I/O.
@@ -53,14 +57,16 @@ type entry struct {
 	draining bool
 	waitsFor string
 
-	standing atomic.Pointer[standing] // For metrics.
+	standing atomic.Pointer[standing] // For metrics and whoever lists or watches.
 
 	// The rest belongs to the draining goroutine.
 	machine   Machine
 	volume    Volume
 	id        spiffeid.ID
-	current   *SVID // What is stored.
-	candidate *SVID // What is about to be stored.
+	subject   *subject
+	trouble   *trouble // What has failed last; nil if it was made good.
+	current   *SVID    // What is stored.
+	candidate *SVID    // What is about to be stored.
 	shown     *x509bundle.Bundle
 	waiters   []chan error
 	removals  []chan error
@@ -148,6 +154,9 @@ func (e *entry) handle(m message) {
 	case nil: // An attempt was left to the next agent.
 		e.attempts--
 		return
+	case Renew:
+		e.renew(m.begun)
+		return
 	case Unpublished:
 		e.removals = append(e.removals, m.removed)
 	}
@@ -207,6 +216,7 @@ func (e *entry) contradiction(v Volume) error {
 
 func (e *entry) adopt(m message) {
 	e.volume, e.id, e.before = *m.volume, m.id, m.attempt
+	e.subject, e.trouble = &subject{pod: e.volume.Pod, id: e.id, keyType: e.registry.keyType(e.volume.Attributes)}, nil
 	e.log = e.registry.Log.With("volume", e.volume.ID, "namespace", e.volume.Pod.Namespace, "pod", e.volume.Pod.Name,
 		"uid", e.volume.Pod.UID, "spiffe_id", e.id.String())
 }
@@ -316,6 +326,7 @@ func (e *entry) prepare() error {
 	err := e.registry.Volumes.Prepare(e.volume)
 	if err != nil {
 		e.log.Error("could not prepare the volume", "error", err)
+		e.failed(fmt.Errorf("prepare the volume: %w", err), true)
 	}
 	return err
 }
@@ -328,9 +339,10 @@ func (e *entry) store() error {
 	bundle, _ := e.registry.Trust.Bundle()
 	if err := e.registry.Volumes.Store(e.volume, Content{SVID: svid, Bundle: bundle}); err != nil {
 		e.log.Error("could not store the SVID", "error", err)
-		e.progress("last attempt: " + err.Error())
+		e.failed(err, true)
 		return err
 	}
+	e.recovered(svid != e.current)
 	if svid != e.current {
 		leaf := svid.Chain[0]
 		e.log.Info("SVID stored", "serial", leaf.SerialNumber.Text(16), "not_after", leaf.NotAfter)
@@ -350,7 +362,7 @@ func (e *entry) remove() {
 	if err != nil {
 		e.log.Error("could not remove the volume's storage", "error", err)
 	}
-	e.current, e.candidate, e.shown = nil, nil, nil
+	e.current, e.candidate, e.shown, e.trouble = nil, nil, nil, nil
 	e.volume.Token = issue.Token{}
 	for _, removed := range e.removals {
 		removed <- err
@@ -374,7 +386,7 @@ func (e *entry) report(failed Failed) {
 		e.log.Info("the request of the agent before is of no use any more", "reason", failed.Err)
 		return
 	}
-	e.progress("last attempt: " + failed.Err.Error())
+	e.failed(failed.Err, false)
 	attributes := []any{"error", failed.Err}
 	if e.current != nil {
 		attributes = append(attributes, "not_after", e.current.NotAfter())
@@ -389,8 +401,9 @@ func givenUp(err error) bool {
 
 func (e *entry) progress(what string) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.waitsFor = what
+	e.mu.Unlock()
+	e.registry.watchers.changed(e.name)
 }
 
 func (e *entry) status() string {

@@ -238,6 +238,8 @@ func (m *Machine) Step(now time.Time, event Event) []Action {
 		return m.reissue(now, e)
 	case TokenRefreshed:
 		return m.tokenRefreshed()
+	case Renew:
+		return m.renewNow()
 	case Restored:
 		return m.restored(now, e)
 	case Resumed:

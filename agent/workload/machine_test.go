@@ -132,6 +132,8 @@ func parseEvent(t *testing.T, words []string) (time.Time, Event) {
 		return now, Reissue{Window: duration(t, args["window"]), Jitter: jitter}
 	case "token-refreshed":
 		return now, TokenRefreshed{}
+	case "renew":
+		return now, Renew{}
 	case "restored":
 		return now, Restored{Terms: terms, NotBefore: notBefore, NotAfter: notAfter, Jitter: jitter, InFlight: inFlight}
 	case "unpublished":

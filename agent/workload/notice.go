@@ -150,13 +150,13 @@ func (e *entry) notify(a Notify) {
 		n.NotAfter = e.current.NotAfter()
 	}
 	if a.Notice == NoticeOverdue || a.Notice == NoticeExpired {
-		n.Status = e.trouble()
+		n.Status = e.awaits()
 	}
 	e.registry.Notifier.Notify(n)
 }
 
-// trouble is what the newest attempt waits for, or why it failed.
-func (e *entry) trouble() string {
+// awaits is what the newest attempt waits for, or why it failed.
+func (e *entry) awaits() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.waitsFor

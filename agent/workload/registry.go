@@ -66,6 +66,8 @@ type Registry struct {
 	metrics *metrics
 	timers  *timers
 	turns   *turns
+	// watchers are told of changes.
+	watchers watchers
 
 	// patience is how long one attempt may take, by the lifetime asked for.
 	patience func(lifetime time.Duration) time.Duration
@@ -235,7 +237,7 @@ func (r *Registry) post(volumeID string, m message) *entry {
 	defer r.mu.Unlock()
 	e, ok := r.entries[volumeID]
 	if !ok {
-		e = &entry{registry: r, log: r.Log.With("volume", volumeID), volume: Volume{ID: volumeID}}
+		e = &entry{registry: r, name: volumeID, log: r.Log.With("volume", volumeID), volume: Volume{ID: volumeID}}
 		r.entries[volumeID] = e
 	}
 	e.post(m)

@@ -4,27 +4,46 @@
 package workload
 
 import (
+	"crypto/x509"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/signet-spiffe/signet/internal/pki"
 )
 
-// standing is how one volume stands, as metrics see it.
+// standing is how one volume stands, as metrics and the administrator see it. It
+// holds no key. It is comparable.
 type standing struct {
 	phase    Phase
 	late     Lateness
 	notAfter time.Time // Of the SVID in use; zero if there is none.
+
+	subject  *subject
+	next     time.Time
+	inFlight bool
+	failures int
+	trouble  *trouble
+	// Of the SVID in use; zero if there is none.
+	leaf    *x509.Certificate
+	issuer  string
+	keyType pki.KeyType
 }
 
 // publishStanding leaves the machine's state where a scrape finds it without
 // asking the entry.
 func (e *entry) publishStanding() {
-	s := &standing{phase: e.machine.Phase(), late: e.machine.Lateness()}
+	m := &e.machine
+	s := &standing{phase: m.phase, late: m.late, subject: e.subject, next: m.renew, inFlight: m.inFlight, failures: m.failures, trouble: e.trouble}
 	if s.phase == Ready {
-		s.notAfter = e.machine.notAfter
+		s.notAfter = m.notAfter
+	}
+	if s.phase == Ready && e.current != nil {
+		s.leaf, s.issuer, s.keyType = e.current.Chain[0], e.current.Basis.Issuer, e.current.Basis.KeyType
 	}
 	if old := e.standing.Load(); old == nil || *old != *s {
 		e.standing.Store(s)
+		e.registry.watchers.changed(e.name)
 	}
 }
 

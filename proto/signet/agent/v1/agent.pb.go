@@ -307,7 +307,7 @@ type Workload struct {
 	NotBefore *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
 	// Expiry of the SVID in use; absent without an SVID.
 	NotAfter *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
-	// Type of the key in use, as in "ECDSA-P256"; without an SVID, of the one to come.
+	// Type of the key in use, as in "P-256"; without an SVID, of the one to come.
 	KeyType string `protobuf:"bytes,11,opt,name=key_type,json=keyType,proto3" json:"key_type,omitempty"`
 	// Issuer of the SVID in use, "name.kind.group"; empty if that is not known, and
 	// without an SVID.
