@@ -155,7 +155,7 @@ type observed struct {
 // observeAgent joins the parts as run does.
 func observeAgent(t *testing.T, c *cluster) observed {
 	t.Helper()
-	o, err := parse(t, "--node-id=zebra-node", "--trust-domain="+td.Name(), "--kubeconfig="+writeKubeconfig(t))
+	o, err := parse(t, "--node-id=zebra-node", "--trust-domain="+td.Name(), "--kubeconfig="+writeKubeconfig(t), "--admin-socket-path="+filepath.Join(t.TempDir(), "admin", "admin.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,9 +185,10 @@ func observeAgent(t *testing.T, c *cluster) observed {
 		Issuer: issuer, Trust: source, Volumes: tmpfs{}, ID: identify(o.trustDomain, o.template), KeyType: o.keyType,
 		Duration: o.duration, PublishTimeout: 20 * time.Second, Notifier: events, Log: log, Registerer: listing,
 	})
+	administration := openAdmin(o, registry, issuer, observe.NewLevel(slog.LevelInfo), listing, log)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	for _, part := range []func(context.Context){issuer.Run, registry.Run, events.Run} {
+	for _, part := range []func(context.Context){issuer.Run, registry.Run, events.Run, administration.run} {
 		running.Go(func() { part(ctx) })
 	}
 	t.Cleanup(func() { cancel(); running.Wait() })

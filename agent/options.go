@@ -63,6 +63,7 @@ type options struct {
 	sds   sdsFlags
 
 	httpAddress string
+	adminSocket string
 
 	flags      *pflag.FlagSet
 	loading    *clientcmd.ClientConfigLoadingRules
@@ -118,6 +119,7 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 
 	flags.StringVar(&o.httpAddress, "http-bind-address", ":9809", "Address of /healthz, /readyz and /metrics")
 
+	o.addAdminFlags(flags)
 	o.loading = clientcmd.NewDefaultClientConfigLoadingRules()
 	o.overrides = &clientcmd.ConfigOverrides{}
 	flags.StringVar(&o.loading.ExplicitPath, "kubeconfig", "", "Kubeconfig file; without it the pod's service account is used")
@@ -127,7 +129,7 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 // complete validates every flag. Errors are *observe.UsageError.
 func (o *options) complete() error {
 	for _, check := range []func() error{
-		o.checkDriver, o.checkTrustDomain, o.checkIssuance, o.checkRequester, o.checkFileNames, o.sds.check, o.checkHTTP, o.loadKubeconfig,
+		o.checkDriver, o.checkTrustDomain, o.checkIssuance, o.checkRequester, o.checkFileNames, o.sds.check, o.checkHTTP, o.checkAdmin, o.loadKubeconfig,
 	} {
 		if err := check(); err != nil {
 			return err

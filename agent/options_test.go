@@ -60,6 +60,7 @@ func TestFlagDefaults(t *testing.T) {
 		"limits":       {o.concurrency, workload.Limits{Issuances: 256, Renewals: 64}},
 		"reissue":      {o.reissueWindow, 5 * time.Minute},
 		"files":        {o.files, fileNames{"tls.crt", "tls.key", "ca.crt", "spiffe.sock"}},
+		"admin":        {o.adminSocket, "/run/signet/spiffe.csi.cert-manager.io/admin.sock"},
 		"QPS":          {o.restConfig.QPS, float32(-1)},
 	} {
 		if pair[0] != pair[1] {
@@ -83,6 +84,7 @@ func TestBadFlags(t *testing.T) {
 		"--extra-certificate-request-annotations=spiffe.csi.cert-manager.io/identity=x", "--extra-certificate-request-annotations=a/b/c=x", "--extra-certificate-request-annotations=x",
 		"--requester=node", "--key-type=P-521", "--key-type=rsa", "--publish-timeout=0s", "--certificate-request-retention=-1", "--certificate-request-retention=101", "--max-concurrent-issuances=0", "--max-concurrent-renewals=-1", "--reissue-window=-1s", "--reissue-window=25h", "--publish-timeout=3m",
 		"--file-name-certificate=", "--file-name-key=../tls.key", "--file-name-ca=..data", "--file-name-socket=a/b", "--file-name-key=tls.crt", "--file-name-socket=-x",
+		"--admin-socket-path=admin.sock", "--admin-socket-path=/var/lib/kubelet/pods/x/admin.sock", "--admin-socket-path=/var/lib/kubelet/plugins_registry/admin.sock", "--admin-socket-path=/var/lib/kubelet/plugins/spiffe.csi.cert-manager.io/admin.sock",
 		"--http-bind-address=9809", "--log-level=9", "--log-format=xml", "--no-such-flag",
 	} {
 		t.Run(arg, func(t *testing.T) {

@@ -35,7 +35,7 @@ import (
 // run is the agent until ctx ends. Volumes outlive it: pods keep their files, and
 // the next agent takes the sockets up again.
 func run(ctx context.Context, o *options) error {
-	log, err := observe.NewLogger(os.Stderr, o.log)
+	log, level, err := observe.NewAdjustableLogger(os.Stderr, o.log)
 	if err != nil {
 		return err
 	}
@@ -93,8 +93,9 @@ func run(ctx context.Context, o *options) error {
 	})
 	// Before anything reaches for the API server: running pods need it least.
 	restore(storage, registry, source, o.attributeLimits(), log)
+	administration := openAdmin(o, registry, issuer, level, metrics, log)
 	return serve(ctx, o, parts{
-		log: log, metrics: metrics, store: store, storage: storage, trust: source, issuer: issuer, signers: signers, workloadAPI: server, registry: registry, events: events, pods: pods,
+		log: log, metrics: metrics, store: store, storage: storage, trust: source, issuer: issuer, signers: signers, workloadAPI: server, registry: registry, events: events, pods: pods, admin: administration,
 	})
 }
 
@@ -203,6 +204,7 @@ type parts struct {
 	registry    *workload.Registry
 	events      *podevents.Recorder
 	pods        *boundpods.Pods // nil without --watch-pods.
+	admin       *administration
 }
 
 // shutdownGrace bounds how long streams may take to hear that the agent stops.
@@ -240,6 +242,7 @@ func serve(ctx context.Context, o *options, p parts) error {
 	group.Go(func() error { p.signers.Run(ctx); return nil })
 	group.Go(func() error { p.registry.Run(ctx); return nil })
 	group.Go(func() error { p.events.Run(ctx); return nil })
+	group.Go(func() error { p.admin.run(ctx); return nil })
 	if p.pods != nil {
 		group.Go(func() error { p.pods.Run(ctx); return nil })
 	}

@@ -30,10 +30,18 @@ func (o *LogOptions) AddFlags(flags *pflag.FlagSet) {
 // NewLogger makes the process's logger, writing to w, and makes it the default of
 // slog and of Kubernetes' klog. Call it once, before anything logs.
 func NewLogger(w io.Writer, o LogOptions) (*slog.Logger, error) {
-	level, err := parseLevel(o.Level)
+	logger, _, err := NewAdjustableLogger(w, o)
+	return logger, err
+}
+
+// NewAdjustableLogger is NewLogger with a handle by which the level can be changed
+// while the process runs, Kubernetes' log included.
+func NewAdjustableLogger(w io.Writer, o LogOptions) (*slog.Logger, *Level, error) {
+	launch, err := parseLevel(o.Level)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	level := NewLevel(launch)
 	var handler slog.Handler
 	switch o.Format {
 	case "text":
@@ -41,13 +49,38 @@ func NewLogger(w io.Writer, o LogOptions) (*slog.Logger, error) {
 	case "json":
 		handler = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})
 	default:
-		return nil, Usagef("--log-format %q is unknown (want text or json)", o.Format)
+		return nil, nil, Usagef("--log-format %q is unknown (want text or json)", o.Format)
 	}
 	logger := slog.New(handler)
 	slog.SetDefault(logger)
 	klog.SetSlogLogger(logger.With("subsystem", "client-go"))
-	return logger, nil
+	return logger, level, nil
 }
+
+// Level is how much a logger lets through. Safe for concurrent use.
+type Level struct {
+	current slog.LevelVar
+	launch  slog.Level
+}
+
+// NewLevel makes the Level of a logger that was launched with it.
+func NewLevel(launch slog.Level) *Level {
+	l := &Level{launch: launch}
+	l.Reset()
+	return l
+}
+
+// Level implements slog.Leveler: the least severe level that is logged at present.
+func (l *Level) Level() slog.Level { return l.current.Level() }
+
+// Launch is the level that the process was started with.
+func (l *Level) Launch() slog.Level { return l.launch }
+
+// Set changes the level, for everything that is logged from then on.
+func (l *Level) Set(level slog.Level) { l.current.Set(level) }
+
+// Reset goes back to Launch.
+func (l *Level) Reset() { l.Set(l.launch) }
 
 func parseLevel(s string) (slog.Level, error) {
 	switch s {

@@ -115,3 +115,29 @@ func TestServer(t *testing.T) {
 		t.Errorf("Run: %v", err)
 	}
 }
+
+// The level can be changed while the process logs, and goes back to where it began;
+// Kubernetes' log follows.
+func TestAdjustableLogger(t *testing.T) {
+	for _, format := range []string{"text", "json"} {
+		var out strings.Builder
+		log, level, err := NewAdjustableLogger(&out, LogOptions{Level: "warn", Format: format})
+		if err != nil {
+			t.Fatal(err)
+		}
+		derived := log.With("part", "x")
+		derived.Info("quiet")
+		level.Set(slog.LevelDebug)
+		derived.Debug("loud")
+		klog.Info("klog is loud")
+		klog.Flush()
+		level.Reset()
+		derived.Info("quiet")
+		if got := out.String(); strings.Contains(got, "quiet") || !strings.Contains(got, "loud") || !strings.Contains(got, "klog is loud") {
+			t.Errorf("%s: logged %q", format, got)
+		}
+		if level.Level() != slog.LevelWarn || level.Launch() != slog.LevelWarn {
+			t.Errorf("%s: level %s, launched with %s", format, level.Level(), level.Launch())
+		}
+	}
+}

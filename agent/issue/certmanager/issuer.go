@@ -100,7 +100,10 @@ type Issuer struct {
 	synced atomic.Bool
 	// lastCall is how the newest list or watch call began.
 	lastCall atomic.Pointer[error]
-	trash    *trash
+	// heard is when a call last began well, or the first failed after one that did, as
+	// Unix time in nanoseconds.
+	heard atomic.Int64
+	trash *trash
 	// life ends, with issue.ErrStopping as cause, when Run is told to stop.
 	life context.Context
 	stop context.CancelCauseFunc

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
@@ -689,3 +690,31 @@ func TestLogHoldsNoToken(t *testing.T) {
 type writer func([]byte)
 
 func (w writer) Write(b []byte) (int, error) { w(b); return len(b), nil }
+
+// While the API server is heard that is now; when it is lost, the moment of that stays.
+func TestHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		counted, err := newMetrics(prometheus.NewRegistry(), func() bool { return true })
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := &Issuer{metrics: counted}
+		refused := errors.New("connection refused")
+		i.called("list", refused)
+		if got := i.Heard(); !got.IsZero() {
+			t.Errorf("never heard, it says %s", got)
+		}
+		i.called("list", nil)
+		time.Sleep(time.Hour)
+		if got := i.Heard(); !got.Equal(time.Now()) {
+			t.Errorf("heard for an hour, it says %s ago", time.Since(got))
+		}
+		for range 3 {
+			i.called("watch", refused)
+			time.Sleep(time.Minute)
+		}
+		if got := i.Heard(); !got.Equal(time.Now().Add(-3 * time.Minute)) {
+			t.Errorf("lost three minutes ago, it says %s ago", time.Since(got))
+		}
+	})
+}

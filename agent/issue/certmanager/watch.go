@@ -57,7 +57,23 @@ func (i *Issuer) watch(ctx context.Context) {
 // called takes in how a list or watch call began.
 func (i *Issuer) called(call string, err error) {
 	i.metrics.watchResult(call, err)
-	i.lastCall.Store(&err)
+	before := i.lastCall.Swap(&err)
+	if err == nil || before != nil && *before == nil {
+		i.heard.Store(time.Now().UnixNano())
+	}
+}
+
+// Heard is when the API server was last known to be heard: now, while it is; when
+// that was lost; zero if it never was.
+func (i *Issuer) Heard() time.Time {
+	heard := i.heard.Load()
+	switch {
+	case heard == 0:
+		return time.Time{}
+	case i.Watching() == nil:
+		return time.Now()
+	}
+	return time.Unix(0, heard)
 }
 
 // Watching says why this agent does not hear of results at present: nil, or the
