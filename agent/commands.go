@@ -15,7 +15,7 @@ import (
 // commands are what signet-agent does beside being the agent. They are made anew
 // for each use: a command holds the flags that it was given.
 func commands() []*cobra.Command {
-	return append(cli.Commands(), dev.Command())
+	return append(cli.Commands(), cli.Workloads(), dev.Command())
 }
 
 // runCommand runs the subcommand that args name.

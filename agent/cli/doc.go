@@ -14,7 +14,8 @@
 // -socketPath. Exit codes: 0; 1, something failed; 2, the command line is wrong.
 //
 // Commands are what is here for workloads: api and healthcheck, clients of the
-// SPIFFE Workload API. They work on any server's socket.
+// SPIFFE Workload API. They work on any server's socket. For the administrator there
+// is workloads, a client of the agent's admin socket (agent/admin).
 //
 // What this package never does: run the agent, or know Kubernetes.
 //
