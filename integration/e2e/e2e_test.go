@@ -42,6 +42,8 @@ func TestRunning(t *testing.T) {
 		{"deciding/an agent speaks for its own pods only", testAnAgentSpeaksForItsOwnPodsOnly},
 		{"deciding/others' requests are left alone", testOthersRequestsAreLeftAlone},
 		{"deciding/only the approver approves", testOnlyTheApproverApproves},
+		{"administering/the administrator lists, watches and renews", testTheAdministratorListsWatchesAndRenews},
+		{"administering/no pod reaches the admin socket", testNoPodReachesTheAdminSocket},
 		{"speaking/the security header is demanded", testTheSecurityHeaderIsDemanded},
 		{"speaking/a proxy gets its secrets", testAProxyGetsItsSecrets},
 		{"speaking/JWT is said to be off", testJWTIsSaidToBeOff},

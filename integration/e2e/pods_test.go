@@ -282,9 +282,14 @@ func waitGone(ctx context.Context, t *testing.T, pod *corev1.Pod) {
 // execute runs a command of the sample in a container of a running pod and
 // returns what it printed. A command that fails is an error with its words.
 func execute(ctx context.Context, pod *corev1.Pod, container string, args ...string) ([]byte, error) {
+	return executeCommand(ctx, pod, container, append([]string{"/sample"}, args...)...)
+}
+
+// executeCommand is execute for any command.
+func executeCommand(ctx context.Context, pod *corev1.Pod, container string, args ...string) ([]byte, error) {
 	request := env.Kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{
-			Container: container, Command: append([]string{"/sample"}, args...), Stdout: true, Stderr: true,
+			Container: container, Command: args, Stdout: true, Stderr: true,
 		}, scheme.ParameterCodec)
 	executor, err := remotecommand.NewWebSocketExecutor(env.cluster.RESTConfig(), "GET", request.URL().String())
 	if err != nil {
