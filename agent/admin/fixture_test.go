@@ -146,6 +146,12 @@ func (f *fixture) publish(t *testing.T, volume, namespace, pod string) {
 	if err := f.registry.Publish(t.Context(), v); err != nil {
 		t.Fatal(err)
 	}
+	for _, s := range f.registry.List() {
+		if s.Volume == volume && s.Serial != "" {
+			return
+		}
+	}
+	t.Errorf("volume %s is published and not listed as ready", volume)
 }
 
 func (f *fixture) dial(t *testing.T) *grpc.ClientConn {

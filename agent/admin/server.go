@@ -72,7 +72,6 @@ type Service struct {
 type Server struct {
 	listener net.Listener
 	grpc     *grpc.Server
-	health   *health.Server
 	log      *slog.Logger
 	allow    map[string]func(Peer) error // By service; what is not here is for administrators.
 
@@ -102,7 +101,7 @@ func NewServer(o Options) (*Server, error) {
 }
 
 func newServer(o Options, l net.Listener) *Server {
-	s := &Server{listener: l, health: health.NewServer(), log: o.Log, allow: map[string]func(Peer) error{}}
+	s := &Server{listener: l, log: o.Log, allow: map[string]func(Peer) error{}}
 	s.life, s.end = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
 		grpc.Creds(peerCredentials{}), grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(handshakeTimeout),
@@ -114,7 +113,7 @@ func newServer(o Options, l net.Listener) *Server {
 	for _, further := range o.Services {
 		further.Register(registrar{s, further.Allow})
 	}
-	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	grpc_health_v1.RegisterHealthServer(s.grpc, health.NewServer())
 	reflection.Register(s.grpc)
 	return s
 }
@@ -146,7 +145,6 @@ func (s *Server) Run(ctx context.Context) error {
 
 // stop tells calls and waits for them a moment.
 func (s *Server) stop() {
-	s.health.Shutdown()
 	s.end(errStopping)
 	force := time.AfterFunc(stopGrace, s.grpc.Stop)
 	defer force.Stop()

@@ -335,6 +335,23 @@ func TestErrorsOfTheLifecycle(t *testing.T) {
 	wantCode(t, "a volume that hangs", err, codes.DeadlineExceeded)
 }
 
+// What a handler returns when its call's time is over, or its caller has gone.
+func TestStatusOfContextErrors(t *testing.T) {
+	for err, want := range map[error]codes.Code{
+		context.DeadlineExceeded: codes.DeadlineExceeded, context.Canceled: codes.Canceled, errStopping: codes.Unavailable, errors.New("?"): codes.Internal,
+	} {
+		wantCode(t, err.Error(), statusOf(fmt.Errorf("renew: %w", err)), want)
+	}
+	wantCode(t, "no error", statusOf(nil), codes.OK)
+}
+
+// A request is a few names.
+func TestHugeRequestsAreRefused(t *testing.T) {
+	f := start(t)
+	_, err := f.client(t).ListWorkloads(t.Context(), &agentv1.ListWorkloadsRequest{PageToken: strings.Repeat("x", maxRequest)})
+	wantCode(t, "a huge request", err, codes.ResourceExhausted)
+}
+
 // An agent that stops ends its streams with Unavailable, and Run without an error.
 func TestStopEndsStreams(t *testing.T) {
 	f := start(t)
@@ -342,8 +359,15 @@ func TestStopEndsStreams(t *testing.T) {
 	must(t, err)
 	_, err = stream.Recv()
 	must(t, err)
+	healthy, err := grpc_health_v1.NewHealthClient(f.dial(t)).Watch(watching(t), &grpc_health_v1.HealthCheckRequest{})
+	must(t, err)
+	_, err = healthy.Recv()
+	must(t, err)
 	begin := time.Now()
 	must(t, f.stop())
+	if _, err := healthy.Recv(); err == nil {
+		t.Error("the watch of its health goes on")
+	}
 	_, err = stream.Recv()
 	wantCode(t, "a watch of an agent that stops", err, codes.Unavailable, "stopping")
 	if took := time.Since(begin); took >= stopGrace {

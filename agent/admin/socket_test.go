@@ -118,6 +118,7 @@ func TestListenTakesNothingAway(t *testing.T) {
 			must(t, err)
 			t.Cleanup(func() { l.Close() })
 		}, "another process serves"},
+		"a socket of somebody too busy to answer": {func(t *testing.T, _, path string) { crowd(t, path) }, "whether the admin socket is served"},
 		"a file": {func(t *testing.T, _, path string) { must(t, os.WriteFile(path, []byte("mine"), 0o600)) }, "no socket"},
 		"a link to a socket": {func(t *testing.T, dir, path string) {
 			must(t, os.Symlink(filepath.Join(dir, "other"), path))
@@ -146,6 +147,24 @@ func TestListenTakesNothingAway(t *testing.T) {
 			}
 		})
 	}
+}
+
+// crowd makes a socket at path that takes no more connections and accepts none.
+func crowd(t *testing.T, path string) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	must(t, err)
+	t.Cleanup(func() { unix.Close(fd) })
+	must(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
+	must(t, unix.Listen(fd, 0))
+	for range 10 {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			return
+		}
+		t.Cleanup(func() { conn.Close() })
+	}
+	t.Fatal("the socket takes ever more connections")
 }
 
 // listing is what is in dir but for the lock, and how dir itself is.

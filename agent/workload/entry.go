@@ -243,6 +243,7 @@ func (e *entry) step(event Event) {
 		case Schedule:
 			e.registry.timers.set(e, a.At)
 		case Answer:
+			e.publishStanding() // Whoever is answered may look.
 			e.answer(a.Err)
 		case Remove:
 			e.remove()
@@ -364,6 +365,7 @@ func (e *entry) remove() {
 	}
 	e.current, e.candidate, e.shown, e.trouble = nil, nil, nil, nil
 	e.volume.Token = issue.Token{}
+	e.publishStanding()
 	for _, removed := range e.removals {
 		removed <- err
 	}
