@@ -42,9 +42,11 @@ func (s *debugService) GetInfo(context.Context, *debugv1.GetInfoRequest) (*debug
 		}
 	}
 	info := &debugv1.GetInfoResponse{
-		Uptime:     int32(min(time.Since(s.started)/time.Second, math.MaxInt32)),
-		SvidsCount: svids, CachedX509SvidsCount: svids,
+		Uptime:               int32(min(time.Since(s.started)/time.Second, math.MaxInt32)),
+		CachedX509SvidsCount: svids,
 	}
+	//lint:ignore SA1019 Older clients read this one, and SPIRE's agent sets both.
+	info.SvidsCount = svids
 	if s.heard == nil {
 		return info, nil
 	}

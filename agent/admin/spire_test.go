@@ -30,7 +30,7 @@ func TestGetInfo(t *testing.T) {
 	f.heard = time.Unix(1_900_000_000, 5)
 	info, err = c.GetInfo(t.Context(), &debugv1.GetInfoRequest{})
 	must(t, err)
-	//lint:ignore SA1019 spire-agent of before 1.12 reads this one.
+	//lint:ignore SA1019 Older clients read this one.
 	old := info.SvidsCount
 	if info.CachedX509SvidsCount != 2 || old != 2 || info.CachedJwtSvidsCount != 0 || info.LastSyncSuccess != 1_900_000_000 {
 		t.Errorf("with two volumes: %v", info)
