@@ -86,7 +86,7 @@ func examples(t *testing.T) []runtime.Object {
 // Every file is used: a manifest that no kustomization names would be installed
 // by nobody.
 func TestEveryFileIsInAKustomization(t *testing.T) {
-	for _, dir := range []string{"manifests", "requester-pod", "requester-pod-secrets", "approve-others", "runtime-issuer", "watch-pods"} {
+	for _, dir := range []string{"manifests", "requester-pod", "requester-pod-secrets", "approve-others", "runtime-issuer", "watch-pods", "pod-environment"} {
 		k := readKustomization(t, dir)
 		named := append([]string{"kustomization.yaml"}, k.Resources...)
 		for _, p := range k.Patches {
@@ -119,7 +119,8 @@ func TestCSIDriver(t *testing.T) {
 	secrets := *tokens.DeepCopy()
 	secrets.ServiceAccountTokenInSecrets = &yes
 	want := map[string]storagev1.CSIDriverSpec{
-		"manifests": plain, "approve-others": plain, "runtime-issuer": plain, "watch-pods": plain, "requester-pod": tokens, "requester-pod-secrets": secrets,
+		"manifests": plain, "approve-others": plain, "runtime-issuer": plain, "watch-pods": plain, "pod-environment": plain,
+		"requester-pod": tokens, "requester-pod-secrets": secrets,
 	}
 	eachVariant(t, func(t *testing.T, name string, objects []runtime.Object) {
 		driver := find[*storagev1.CSIDriver](t, objects, request.DefaultDriverName)
@@ -173,8 +174,9 @@ func TestRightsAreTheLeast(t *testing.T) {
 		"requester-pod-secrets": {"signet-agent": podAgent, "signet-approver": podApprover},
 		"approve-others": {"signet-agent": agent, "signet-approver": approver,
 			"signet-approver-others": {"approve cert-manager.io/signers"}},
-		"runtime-issuer": {"signet-agent": agent, "signet-approver": approver},
-		"watch-pods":     {"signet-agent": append(slices.Clone(agent), "get,list,watch /pods"), "signet-approver": approver},
+		"runtime-issuer":  {"signet-agent": agent, "signet-approver": approver},
+		"pod-environment": {"signet-agent": agent, "signet-approver": approver},
+		"watch-pods":      {"signet-agent": append(slices.Clone(agent), "get,list,watch /pods"), "signet-approver": approver},
 	}
 	inNamespace := map[string][]string{"signet-approver": {
 		"get,update coordination.k8s.io/leases named " + request.DefaultDriverName,

@@ -211,6 +211,7 @@ var variants = map[string]func(t *testing.T) []runtime.Object{
 	"approve-others":        func(t *testing.T) []runtime.Object { return render(t, "manifests", "approve-others") },
 	"runtime-issuer":        func(t *testing.T) []runtime.Object { return render(t, "manifests", "runtime-issuer") },
 	"watch-pods":            func(t *testing.T) []runtime.Object { return render(t, "manifests", "watch-pods") },
+	"pod-environment":       func(t *testing.T) []runtime.Object { return render(t, "manifests", "pod-environment") },
 }
 
 func TestRenderingIsKustomizes(t *testing.T) {

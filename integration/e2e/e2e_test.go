@@ -44,6 +44,7 @@ func TestRunning(t *testing.T) {
 		{"deciding/only the approver approves", testOnlyTheApproverApproves},
 		{"administering/the administrator lists, watches and renews", testTheAdministratorListsWatchesAndRenews},
 		{"administering/no pod reaches the admin socket", testNoPodReachesTheAdminSocket},
+		{"pod environment", testPodEnvironment},
 		{"speaking/the security header is demanded", testTheSecurityHeaderIsDemanded},
 		{"speaking/a proxy gets its secrets", testAProxyGetsItsSecrets},
 		{"speaking/JWT is said to be off", testJWTIsSaidToBeOff},
