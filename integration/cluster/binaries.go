@@ -63,6 +63,8 @@ type target struct {
 	// manifests, if set, is a directory of the module named pkg whose YAML
 	// files are joined instead of anything being compiled.
 	manifests string
+	// cgo programs need a C compiler, and become static binaries all the same.
+	cgo bool
 }
 
 // targets lists what a cluster of the Kubernetes version (as "1.36.3") in the
@@ -95,7 +97,17 @@ func targets(kubernetesDir, version string) []target {
 // tools module, the toolchain and the flags. Equal keys, equal binaries.
 func (t target) key(tools fs.FS, goVersion string) (string, error) {
 	sum := sha256.New()
-	fmt.Fprintf(sum, "1\n%s %s/%s\n%+v\n", goVersion, runtime.GOOS, runtime.GOARCH, t)
+	// What most targets do not have is left out where it is not set: a field more
+	// does not have everything built again.
+	common := struct {
+		component, dir, pkg string
+		test                bool
+		ldflags, manifests  string
+	}{t.component, t.dir, t.pkg, t.test, t.ldflags, t.manifests}
+	fmt.Fprintf(sum, "1\n%s %s/%s\n%+v\n", goVersion, runtime.GOOS, runtime.GOARCH, common)
+	if t.cgo {
+		fmt.Fprintln(sum, "cgo")
+	}
 	err := fs.WalkDir(tools, t.dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -365,7 +377,7 @@ func (b builder) build(ctx context.Context, j job, n, of int, began time.Time) e
 	if j.manifests != "" {
 		err = joinManifests(ctx, dir, j.pkg, j.manifests, out)
 	} else {
-		_, err = goCommand(ctx, dir, j.arguments(out)...)
+		_, err = goCommandWith(ctx, j.environment(), dir, j.arguments(out)...)
 	}
 	if err != nil {
 		return fmt.Errorf("build %s: %w", j.component, err)
@@ -382,8 +394,24 @@ func (t target) arguments(out string) []string {
 	if t.test {
 		args = []string{"test", "-c"}
 	}
+	ldflags := "-s -w " + t.ldflags
+	if t.cgo {
+		// Without what libc would load at run time: names and users are looked up by
+		// Go's own code.
+		args = append(args, "-tags=netgo,osusergo")
+		ldflags += "-extldflags=-static"
+	}
 	return append(args, "-mod=readonly", "-trimpath", "-buildvcs=false",
-		"-ldflags", strings.TrimSpace("-s -w "+t.ldflags), "-o", out, t.pkg)
+		"-ldflags", strings.TrimSpace(ldflags), "-o", out, t.pkg)
+}
+
+// environment is what the target's build has of its own. Static binaries run on
+// every node's root file system and in every image.
+func (t target) environment() []string {
+	if t.cgo {
+		return []string{"CGO_ENABLED=1"}
+	}
+	return []string{"CGO_ENABLED=0"}
 }
 
 // every calls f at each interval until stopped; stop waits for a running call.
@@ -434,11 +462,14 @@ func joinManifests(ctx context.Context, dir, module, below, out string) error {
 
 // goCommand runs the go command in a module and returns what it printed.
 func goCommand(ctx context.Context, dir string, args ...string) (string, error) {
+	return goCommandWith(ctx, []string{"CGO_ENABLED=0"}, dir, args...)
+}
+
+// goCommandWith does the same with more in the environment.
+func goCommandWith(ctx context.Context, environment []string, dir string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir
-	// Static binaries run on every node's root file system and need no C
-	// compiler.
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=")
+	cmd.Env = append(append(os.Environ(), "GOWORK=off", "GOFLAGS="), environment...)
 	// The compilers the go command started must end with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }

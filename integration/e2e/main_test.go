@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/signet-spiffe/signet/integration/clients"
 	"github.com/signet-spiffe/signet/integration/cluster"
 	"github.com/signet-spiffe/signet/integration/install"
 )
@@ -133,6 +134,13 @@ func setUp(ctx context.Context) (*cluster.Cluster, error) {
 		images = append(standard, killable)
 		return err
 	})
+	// A run of some tests only builds these when it comes to them.
+	if !isSet("test.run") {
+		group.Go(func() error {
+			_, err := clients.Build(building, clientFiles, progress)
+			return err
+		})
+	}
 	c, err := cluster.Up(ctx, cluster.Options{
 		Nodes: 2, KubernetesVersion: version, LogDir: filepath.Join(logs, "components"), Progress: progress,
 		KubeletConfig: quickRestarts,
