@@ -74,6 +74,7 @@ func TestKey(t *testing.T) {
 		"toolchain": func(_ *target, _ fstest.MapFS, goVersion *string) { *goVersion = "go1.26.1" },
 		"ldflags":   func(target *target, _ fstest.MapFS, _ *string) { target.ldflags = "-X a=b" },
 		"package":   func(target *target, _ fstest.MapFS, _ *string) { target.pkg = "./x" },
+		"cgo":       func(target *target, _ fstest.MapFS, _ *string) { target.cgo = true },
 	} {
 		changed, tools, goVersion := etcd, toolsFS(), "go1.26.0"
 		change(&changed, tools, &goVersion)

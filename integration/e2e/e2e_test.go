@@ -52,6 +52,7 @@ func TestRunning(t *testing.T) {
 		{"speaking/a proxy gets its secrets", testAProxyGetsItsSecrets},
 		{"speaking/JWT is said to be off", testJWTIsSaidToBeOff},
 		{"speaking/a pod gets its own identity only", testAPodGetsItsOwnIdentityOnly},
+		{"speaking/each socket speaks for its own volume", testEachSocketSpeaksForItsOwnVolume},
 		{"speaking/the end of a volume ends its streams", testTheEndOfAVolumeEndsItsStreams},
 		{"speaking/the API is on no network", testTheAPIIsOnNoNetwork},
 		{"speaking/a debug container sees what the app is told", testADebugContainerSeesWhatTheAppIsTold},
