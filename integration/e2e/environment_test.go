@@ -368,29 +368,44 @@ func testAVolumeOfThatNameIsRefused(t *testing.T) {
 	}
 }
 
-// A debug container that joins a labelled pod sees its socket too; those that
-// joined before are as they were.
+// A debug container that joins a labelled pod sees its socket too. One that joined
+// without that, which cannot be changed any more, is in nobody's way.
 func testAContainerThatJoinsSeesTheSocket(t *testing.T) {
 	t.Parallel()
 	ctx := needCluster(t, testTimeout)
 	ns := newNamespace(ctx, t)
 	pod := runPod(ctx, t, ns, environmentPod("app", nil))
 	want := fetch(ctx, t, pod)
-	for _, name := range []string{"debug-1", "debug-2"} {
-		pod = join(ctx, t, pod, name)
-		out, err := execute(ctx, pod, name, "fetch")
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		if got := decodeJSON[fetched](t, out); got.ID != want.ID || got.Serial != want.Serial {
-			t.Errorf("%s got %s with serial %s, the pod has %s with %s", name, got.ID, got.Serial, want.ID, want.Serial)
-		}
+
+	setEnvironmentLabel(ctx, t, pod, "disabled")
+	pod = join(ctx, t, pod, "debug-1")
+	if c := pod.Spec.EphemeralContainers[0]; len(c.Env) != 0 || len(c.VolumeMounts) != 0 {
+		t.Errorf("without the label the debug container got %v and %v", c.Env, c.VolumeMounts)
 	}
-	// One without the label is none of the policy's business.
+	setEnvironmentLabel(ctx, t, pod, "enabled")
+	pod = join(ctx, t, pod, "debug-2")
+	out, err := execute(ctx, pod, "debug-2", "fetch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := decodeJSON[fetched](t, out); got.ID != want.ID || got.Serial != want.Serial {
+		t.Errorf("debug-2 got %s with serial %s, the pod has %s with %s", got.ID, got.Serial, want.ID, want.Serial)
+	}
+
+	// A labelled pod without the volume, which cannot get it any more.
 	plain := runPod(ctx, t, ns, podSpec{Name: "plain"})
+	setEnvironmentLabel(ctx, t, plain, "enabled")
 	plain = join(ctx, t, plain, "debug-1")
 	if c := plain.Spec.EphemeralContainers[0]; len(c.Env) != 0 || len(c.VolumeMounts) != 0 {
-		t.Errorf("the debug container of a pod without the label got %v and %v", c.Env, c.VolumeMounts)
+		t.Errorf("the debug container of a pod without the volume got %v and %v", c.Env, c.VolumeMounts)
+	}
+}
+
+func setEnvironmentLabel(ctx context.Context, t *testing.T, pod *corev1.Pod, value string) {
+	t.Helper()
+	patch := fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, environmentLabel, value)
+	if _, err := env.Kube.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
 	}
 }
 
