@@ -67,16 +67,22 @@ test-unit: ## Unit tests, with the race detector
 test-cluster: deps ## The tests of the cluster itself
 	cd integration && $(call gotest,testname) -count=1 -timeout=30m $(TEST_FLAGS) ./cluster
 
+.PHONY: deps-clients
+deps-clients: ## Install gRPC for Python, for an end-to-end test of its client (as root; without it that test is skipped)
+	@if [ "$$(id -u)" = 0 ] && ! [ -d /usr/lib/python3/dist-packages/grpc ]; then \
+		apt-get update && apt-get install -y --no-install-recommends python3-grpcio; \
+	fi
+
 .PHONY: test-e2e
-test-e2e: deps ## End to end: a real Kubernetes with two nodes on this machine
+test-e2e: deps deps-clients ## End to end: a real Kubernetes with two nodes on this machine
 	cd integration && SIGNET_KUBERNETES_VERSION=$(KUBERNETES_VERSION) $(call gotest,testname) -count=1 -timeout=30m $(TEST_FLAGS) ./e2e
 
 .PHONY: soak
-soak: deps ## End to end, with ten minutes under readers that never stop
+soak: deps deps-clients ## End to end, with ten minutes under readers that never stop
 	cd integration && SIGNET_SOAK=10m SIGNET_KUBERNETES_VERSION=$(KUBERNETES_VERSION) $(call gotest,testname) -count=1 -timeout=45m $(TEST_FLAGS) ./e2e
 
 .PHONY: test-versions
-test-versions: deps ## End to end on every supported version of Kubernetes
+test-versions: deps deps-clients ## End to end on every supported version of Kubernetes
 	cd integration && for version in $(KUBERNETES_VERSIONS); do \
 		echo "Kubernetes $$version"; \
 		SIGNET_KUBERNETES_VERSION=$$version $(call gotest,testname) -count=1 -timeout=60m $(TEST_FLAGS) ./e2e; \

@@ -6,6 +6,8 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +24,8 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/signet-spiffe/signet/integration/clients"
@@ -419,6 +423,81 @@ func waitFile(ctx context.Context, t *testing.T, path string) {
 			t.Fatal(err)
 		case <-ctx.Done():
 			t.Fatalf("wait for %s: %v", path, context.Cause(ctx))
+		}
+	}
+}
+
+// A client by gRPC's C core, which shares no line with gRPC for Go: the clients of
+// Python, Ruby, PHP and C++ stand on it.
+func testGRPCCore(t *testing.T) {
+	t.Parallel()
+	ctx := needCluster(t, rotationTimeout)
+	image, err := clients.Python()
+	if errors.Is(err, clients.ErrNoPython) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := env.cluster.LoadImage(ctx, image); err != nil {
+		t.Fatal(err)
+	}
+	ns := newNamespace(ctx, t)
+	pod := runPod(ctx, t, ns, podSpec{Name: "app", Node: nodeOne, Change: func(pod *corev1.Pod) {
+		core := pod.Spec.Containers[0].DeepCopy()
+		core.Name, core.Image, core.Args = "core", clients.PythonImage, nil
+		pod.Spec.Containers = append(pod.Spec.Containers, *core)
+	}})
+	id := spiffeid.RequireFromString(spiffeID(ns, "default"))
+	domain := id.TrustDomain().IDString()
+	heard := map[string]bool{}
+	var serials []string
+	followLines(ctx, t, pod, "core", func(line string) bool {
+		var said struct {
+			Call, Code, Details, ID string
+			Status                  int
+			Bundles                 map[string][]byte
+			Chain, Bundle           []byte
+			HasKey                  bool `json:"has_key"`
+		}
+		if err := json.Unmarshal([]byte(line), &said); err != nil {
+			t.Errorf("it printed %q", line)
+			return false
+		}
+		switch what := strings.TrimSpace(said.Call + " " + said.Code); what {
+		case "FetchX509SVID INVALID_ARGUMENT": // without the header
+			heard[what] = strings.Contains(said.Details, "security header")
+		case "FetchJWTSVID UNIMPLEMENTED":
+			heard[what] = said.Details == "JWT functionality is disabled"
+		case "FetchJWTBundles":
+			heard[what] = len(said.Bundles) == 1 && string(said.Bundles[domain]) == `{"keys":[]}`
+		case "FetchX509Bundles":
+			authorities, err := x509.ParseCertificates(said.Bundles[domain])
+			heard[what] = err == nil && len(said.Bundles) == 1 && len(authorities) > 0
+		case "Check":
+			heard[what] = said.Status == int(healthpb.HealthCheckResponse_SERVING)
+		case "FetchX509SVID":
+			chain, err := x509.ParseCertificates(said.Chain)
+			if err != nil {
+				t.Fatal(err)
+			}
+			authorities, err := x509.ParseCertificates(said.Bundle)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, _, err := x509svid.Verify(chain, x509bundle.FromX509Authorities(id.TrustDomain(), authorities))
+			heard[what] = err == nil && got == id && said.ID == id.String() && said.HasKey
+			serials = appendNew(serials, chain[0].SerialNumber.Text(16))
+		default:
+			t.Errorf("it printed %s", line)
+		}
+		return len(serials) == 2
+	})
+	for _, what := range []string{
+		"FetchX509SVID INVALID_ARGUMENT", "FetchJWTSVID UNIMPLEMENTED", "FetchJWTBundles", "FetchX509Bundles", "Check", "FetchX509SVID",
+	} {
+		if ok, said := heard[what]; !ok {
+			t.Errorf("of %s it printed what was not wanted, or nothing (%t)", what, said)
 		}
 	}
 }
