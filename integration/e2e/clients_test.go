@@ -209,6 +209,7 @@ func checkWritten(t *testing.T, dir, wantID, certificate, key, bundle string) st
 	if err != nil {
 		t.Fatalf("%s: %v", bundle, err)
 	}
+	wantAuthorities(t, authorities)
 	id := spiffeid.RequireFromString(wantID)
 	err = pki.VerifySVID(chain, pki.Expectation{
 		ID: id, Key: private, Now: time.Now(), Bundle: x509bundle.FromX509Authorities(id.TrustDomain(), authorities),
@@ -217,6 +218,17 @@ func checkWritten(t *testing.T, dir, wantID, certificate, key, bundle string) st
 		t.Errorf("%s, %s and %s are no valid SVID: %v", certificate, key, bundle, err)
 	}
 	return chain[0].SerialNumber.Text(16)
+}
+
+// wantAuthorities: a bundle is of CAs. With the SVID itself in it, any verification
+// would pass.
+func wantAuthorities(t *testing.T, bundle []*x509.Certificate) {
+	t.Helper()
+	for _, authority := range bundle {
+		if !authority.IsCA {
+			t.Errorf("the bundle holds a certificate of %v, which is no CA", authority.URIs)
+		}
+	}
 }
 
 // spiffe-helper writes what it gets to files, at each renewal, and the JWT bundles
@@ -485,6 +497,7 @@ func testGRPCCore(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			wantAuthorities(t, authorities)
 			got, _, err := x509svid.Verify(chain, x509bundle.FromX509Authorities(id.TrustDomain(), authorities))
 			heard[what] = err == nil && got == id && said.ID == id.String() && said.HasKey
 			serials = appendNew(serials, chain[0].SerialNumber.Text(16))
