@@ -251,7 +251,7 @@ func testSpiffeHelper(t *testing.T) {
 		case strings.Contains(line, "JWT bundle updated"):
 			jwt = true
 		case strings.Contains(line, "level=error"), strings.Contains(line, "level=warning"):
-			t.Errorf("spiffe-helper says %q", line)
+			t.Fatalf("spiffe-helper says %q", line)
 		}
 		return jwt && len(serials) == 2
 	})
