@@ -34,12 +34,14 @@ type volumes struct {
 
 	mu    sync.Mutex // Guards the rest; not held during I/O.
 	feeds map[string]*feed
+	// changed is closed, and replaced, when a volume came, went or got an SVID.
+	changed chan struct{}
 	// alone says why a volume of the agent before could not be taken up.
 	alone map[string]error
 }
 
 func newVolumes(store *csi.Store, server *workloadapi.Server, names fileNames, td spiffeid.TrustDomain, log *slog.Logger) *volumes {
-	return &volumes{store: store, server: server, names: names, trustDomain: td, log: log, feeds: map[string]*feed{}, alone: map[string]error{}}
+	return &volumes{store: store, server: server, names: names, trustDomain: td, log: log, feeds: map[string]*feed{}, changed: make(chan struct{}), alone: map[string]error{}}
 }
 
 // Prepare implements workload.Volumes.
@@ -53,22 +55,41 @@ func (v *volumes) Prepare(volume workload.Volume) error {
 		return err
 	}
 	failpoint.Here("prepare/remembered")
-	if volume.Attributes.Delivery.NoSocket || v.feed(volume.ID) != nil {
+	if v.feed(volume.ID) != nil {
 		return nil
 	}
-	listener, err := dir.Listen(v.names.with(volume.Attributes.Delivery).socket)
-	if err != nil {
-		return err
-	}
 	f := newFeed(volume, v.trustDomain)
-	if err := v.server.Start(listener, f); err != nil {
-		return fmt.Errorf("serve the Workload API for volume %s: %w", volume.ID, err)
+	if err := v.serve(dir, f); err != nil {
+		return err
 	}
 	failpoint.Here("prepare/served")
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.feeds[volume.ID] = f
+	v.tell()
 	return nil
+}
+
+// serve answers on the volume's socket, if it has one.
+func (v *volumes) serve(dir *csi.Dir, f *feed) error {
+	delivery := f.volume.Attributes.Delivery
+	if delivery.NoSocket {
+		return nil
+	}
+	listener, err := dir.Listen(v.names.with(delivery).socket)
+	if err != nil {
+		return err
+	}
+	if err := v.server.Start(listener, f); err != nil {
+		return fmt.Errorf("serve the Workload API for volume %s: %w", f.volume.ID, err)
+	}
+	return nil
+}
+
+// tell lets those who watch all volumes look again. The caller holds mu.
+func (v *volumes) tell() {
+	close(v.changed)
+	v.changed = make(chan struct{})
 }
 
 func (v *volumes) feed(id string) *feed {
@@ -123,6 +144,9 @@ func (v *volumes) Store(volume workload.Volume, c workload.Content) error {
 func (v *volumes) Push(volume workload.Volume, c workload.Content) {
 	if f := v.feed(volume.ID); f != nil && c.SVID != nil && c.Bundle != nil {
 		f.set(entitled(c))
+		v.mu.Lock()
+		v.tell()
+		v.mu.Unlock()
 	}
 	failpoint.Here("push/done")
 }
@@ -142,6 +166,7 @@ func (v *volumes) Remove(id string) error {
 	f := v.feeds[id]
 	delete(v.feeds, id)
 	delete(v.alone, id)
+	v.tell()
 	v.mu.Unlock()
 	if f != nil {
 		v.server.Detach(f)
