@@ -29,5 +29,5 @@ func (o *options) checkAdmin() error {
 	if err := admin.CheckPath(o.adminSocket, o.kubeletRoot, o.dataRoot, o.registrationDir); err != nil {
 		return observe.Usagef("--admin-socket-path %q: %v", o.adminSocket, err)
 	}
-	return nil
+	return o.delegates.check(o.adminSocket)
 }

@@ -4,11 +4,63 @@
 package main
 
 import (
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"fmt"
+	"slices"
 
+	"github.com/spf13/pflag"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/signet-spiffe/signet/agent/admin"
 	"github.com/signet-spiffe/signet/agent/delegatedidentity"
 	"github.com/signet-spiffe/signet/agent/workload"
+	"github.com/signet-spiffe/signet/internal/observe"
 )
+
+// delegateFlags say who gets the identities of all pods of the node.
+type delegateFlags struct {
+	given []int64
+	uids  []uint32
+}
+
+func (d *delegateFlags) addFlags(flags *pflag.FlagSet) {
+	flags.Int64SliceVar(&d.given, "authorized-delegates", nil, "User IDs of node proxies that may have the SVIDs, with keys, of every pod of this node that mounts a volume, by SPIRE's Delegated Identity API on the admin socket (docs/admin.md). None: nobody may, root neither")
+}
+
+func (d *delegateFlags) check(adminSocket string) error {
+	d.uids = nil
+	for _, uid := range d.given {
+		if uid < 0 || uid >= 1<<32-1 { // The last is "no user".
+			return observe.Usagef("--authorized-delegates %d: is no user ID", uid)
+		}
+		d.uids = append(d.uids, uint32(uid))
+	}
+	if len(d.uids) > 0 && adminSocket == "" {
+		return observe.Usagef("--authorized-delegates needs an --admin-socket-path: that is where delegates call")
+	}
+	return nil
+}
+
+// services are what delegates may call; none without a delegate.
+func (d *delegateFlags) services(o *options, v *volumes, trust workload.Trust) []admin.Service {
+	if len(d.uids) == 0 {
+		return nil
+	}
+	return []admin.Service{{
+		Register: delegatedidentity.New(delegated{v, trust}, o.trustDomain).Register,
+		Allow:    d.allow,
+	}}
+}
+
+// allow goes by the kernel's word for the caller's user. Root is a delegate only if
+// it was named: what the operator did not switch on is off for everybody.
+func (d *delegateFlags) allow(p admin.Peer) error {
+	if slices.Contains(d.uids, p.UID) {
+		return nil
+	}
+	return status.Error(codes.PermissionDenied, fmt.Sprintf("user %d is no delegate (--authorized-delegates)", p.UID))
+}
 
 // delegated implements delegatedidentity.Source: the volumes that are mounted, and
 // the bundle that they hold.

@@ -64,6 +64,7 @@ type options struct {
 
 	httpAddress string
 	adminSocket string
+	delegates   delegateFlags
 
 	flags      *pflag.FlagSet
 	loading    *clientcmd.ClientConfigLoadingRules
@@ -120,6 +121,7 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.httpAddress, "http-bind-address", ":9809", "Address of /healthz, /readyz and /metrics")
 
 	o.addAdminFlags(flags)
+	o.delegates.addFlags(flags)
 	o.loading = clientcmd.NewDefaultClientConfigLoadingRules()
 	o.overrides = &clientcmd.ConfigOverrides{}
 	flags.StringVar(&o.loading.ExplicitPath, "kubeconfig", "", "Kubeconfig file; without it the pod's service account is used")

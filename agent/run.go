@@ -93,7 +93,7 @@ func run(ctx context.Context, o *options) error {
 	})
 	// Before anything reaches for the API server: running pods need it least.
 	restore(storage, registry, source, o.attributeLimits(), log)
-	administration := openAdmin(o, registry, issuer, level, metrics, log)
+	administration := openAdmin(o, registry, issuer, level, metrics, log, o.delegates.services(o, storage, source)...)
 	return serve(ctx, o, parts{
 		log: log, metrics: metrics, store: store, storage: storage, trust: source, issuer: issuer, signers: signers, workloadAPI: server, registry: registry, events: events, pods: pods, admin: administration,
 	})

@@ -86,7 +86,7 @@ func examples(t *testing.T) []runtime.Object {
 // Every file is used: a manifest that no kustomization names would be installed
 // by nobody.
 func TestEveryFileIsInAKustomization(t *testing.T) {
-	for _, dir := range []string{"manifests", "requester-pod", "requester-pod-secrets", "approve-others", "runtime-issuer", "watch-pods", "pod-environment"} {
+	for _, dir := range []string{"manifests", "requester-pod", "requester-pod-secrets", "approve-others", "runtime-issuer", "watch-pods", "pod-environment", "delegates"} {
 		k := readKustomization(t, dir)
 		named := append([]string{"kustomization.yaml"}, k.Resources...)
 		for _, p := range k.Patches {
@@ -119,7 +119,7 @@ func TestCSIDriver(t *testing.T) {
 	secrets := *tokens.DeepCopy()
 	secrets.ServiceAccountTokenInSecrets = &yes
 	want := map[string]storagev1.CSIDriverSpec{
-		"manifests": plain, "approve-others": plain, "runtime-issuer": plain, "watch-pods": plain, "pod-environment": plain,
+		"manifests": plain, "approve-others": plain, "runtime-issuer": plain, "watch-pods": plain, "pod-environment": plain, "delegates": plain,
 		"requester-pod": tokens, "requester-pod-secrets": secrets,
 	}
 	eachVariant(t, func(t *testing.T, name string, objects []runtime.Object) {
@@ -176,6 +176,7 @@ func TestRightsAreTheLeast(t *testing.T) {
 			"signet-approver-others": {"approve cert-manager.io/signers"}},
 		"runtime-issuer":  {"signet-agent": agent, "signet-approver": approver},
 		"pod-environment": {"signet-agent": agent, "signet-approver": approver},
+		"delegates":       {"signet-agent": agent, "signet-approver": approver},
 		"watch-pods":      {"signet-agent": append(slices.Clone(agent), "get,list,watch /pods"), "signet-approver": approver},
 	}
 	inNamespace := map[string][]string{"signet-approver": {
@@ -342,7 +343,7 @@ func checkAgentSecurity(t *testing.T, c *corev1.SecurityContext) {
 
 // Each mount of the agent has its reason here; each path is the same inside and
 // on the host, because kubelet names host paths. The one other mount is the agent's
-// alone: a folder of the host could be mounted by others.
+// alone: a folder of the host could be mounted by others, and with delegates is.
 func TestAgentMountsOnlyWhatItMust(t *testing.T) {
 	reasons := map[string]struct {
 		why         string
@@ -353,10 +354,13 @@ func TestAgentMountsOnlyWhatItMust(t *testing.T) {
 		"/var/lib/kubelet/plugins_registry":                     {"kubelet finds drivers there", ""},
 	}
 	const admin = "/run/signet" // --admin-socket-path is in it.
-	eachVariant(t, func(t *testing.T, _ string, objects []runtime.Object) {
+	eachVariant(t, func(t *testing.T, variant string, objects []runtime.Object) {
 		spec := find[*appsv1.DaemonSet](t, objects, "signet-agent").Spec.Template.Spec
 		host := map[string]string{}
-		private := 0
+		private, wantPrivate := 0, 1
+		if variant == "delegates" {
+			wantPrivate = 0
+		}
 		for _, v := range spec.Volumes {
 			if v.EmptyDir != nil && v.EmptyDir.Medium == corev1.StorageMediumMemory {
 				host[v.Name] = admin
@@ -369,8 +373,8 @@ func TestAgentMountsOnlyWhatItMust(t *testing.T) {
 			host[v.Name] = v.HostPath.Path
 		}
 		want := len(reasons) + 1
-		if len(spec.Containers[0].VolumeMounts) != want || len(host) != want || private != 1 {
-			t.Errorf("the agent has %d volumes, %d of them in memory, and %d mounts, want %d, 1 and %d", len(host), private, len(spec.Containers[0].VolumeMounts), want, want)
+		if len(spec.Containers[0].VolumeMounts) != want || len(host) != want || private != wantPrivate {
+			t.Errorf("the agent has %d volumes, %d of them in memory, and %d mounts, want %d, %d and %d", len(host), private, len(spec.Containers[0].VolumeMounts), want, wantPrivate, want)
 		}
 		for _, m := range spec.Containers[0].VolumeMounts {
 			reason, ok := reasons[m.MountPath]
@@ -434,6 +438,9 @@ func TestThePartsAgree(t *testing.T) {
 		}
 		if _, got := agent["watch-pods"]; got != (name == "watch-pods") {
 			t.Errorf("--watch-pods given: %t", got)
+		}
+		if got := agent["authorized-delegates"]; (got == "0") != (name == "delegates") || name != "delegates" && got != "" {
+			t.Errorf("--authorized-delegates is %q", got)
 		}
 		plugin := "/var/lib/kubelet/plugins/" + agent["csi-driver-name"]
 		if agent["endpoint"] != "unix://"+plugin+"/csi.sock" || agent["data-root"]+"/"+agent["csi-driver-name"] != plugin {

@@ -212,6 +212,7 @@ var variants = map[string]func(t *testing.T) []runtime.Object{
 	"runtime-issuer":        func(t *testing.T) []runtime.Object { return render(t, "manifests", "runtime-issuer") },
 	"watch-pods":            func(t *testing.T) []runtime.Object { return render(t, "manifests", "watch-pods") },
 	"pod-environment":       func(t *testing.T) []runtime.Object { return render(t, "manifests", "pod-environment") },
+	"delegates":             func(t *testing.T) []runtime.Object { return render(t, "manifests", "delegates") },
 }
 
 func TestRenderingIsKustomizes(t *testing.T) {

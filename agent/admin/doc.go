@@ -18,7 +18,7 @@
 //
 // Threats it answers:
 //   - A pod, or another user of the node, that reaches for the socket: its directory
-//     is 0700 and the socket 0600, neither may lie where pods' volumes or kubelet's
+//     is 0700 and the socket 0600 (unless Options.EveryUser), neither may lie where pods' volumes or kubelet's
 //     plugins do, and every call is refused unless the kernel says that the peer is
 //     root or the agent's own user (SO_PEERCRED). A user namespace's root is not root
 //     here: the kernel tells its user outside.

@@ -54,7 +54,11 @@ type Options struct {
 	Heard func() time.Time
 	// Services are further services to be served on the socket.
 	Services []Service
-	Log      *slog.Logger
+	// EveryUser lets every user of the node connect who can see the socket, so that
+	// Services can allow users who are not the administrator. He is refused everything
+	// else, by the kernel's word for who he is.
+	EveryUser bool
+	Log       *slog.Logger
 }
 
 // Service is a further gRPC service.
@@ -63,8 +67,8 @@ type Service struct {
 	// gRPC status get one by the rules of this package.
 	Register func(grpc.ServiceRegistrar)
 	// Allow says why a peer may not call it; nil allows root and the agent's own user,
-	// as everything else on the socket does. Others cannot connect unless the operator
-	// widens the socket's directory.
+	// as everything else on the socket does. Others cannot connect without
+	// Options.EveryUser.
 	Allow func(Peer) error
 }
 
@@ -93,7 +97,11 @@ const (
 
 // NewServer opens the socket and serves nothing yet.
 func NewServer(o Options) (*Server, error) {
-	l, err := listen(o.Path)
+	who := ownerOnly
+	if o.EveryUser {
+		who = everyUser
+	}
+	l, err := listen(o.Path, who)
 	if err != nil {
 		return nil, err
 	}

@@ -69,17 +69,28 @@ type listener struct {
 	lock *os.File
 }
 
+// access is who can connect, by the modes of directory and socket.
+type access struct{ dir, socket fs.FileMode }
+
+var (
+	// ownerOnly: the agent's user, and root.
+	ownerOnly = access{dir: 0o700, socket: 0o600}
+	// everyUser can connect and is told, call by call, what he may do. Nobody can see
+	// what else is in the directory, or put anything there.
+	everyUser = access{dir: 0o711, socket: 0o666}
+)
+
 // listen makes the socket at path, with a directory of its own around it. A socket
 // that nobody serves is replaced.
-func listen(path string) (*listener, error) {
-	if err := makeDirectory(filepath.Dir(path)); err != nil {
+func listen(path string, a access) (*listener, error) {
+	if err := makeDirectory(filepath.Dir(path), a.dir); err != nil {
 		return nil, err
 	}
 	lock, err := lockFile(path + ".lock")
 	if err != nil {
 		return nil, err
 	}
-	l, err := bind(path)
+	l, err := bind(path, a.socket)
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
@@ -89,13 +100,14 @@ func listen(path string) (*listener, error) {
 // Close implements net.Listener.
 func (l *listener) Close() error { return errors.Join(l.UnixListener.Close(), l.lock.Close()) }
 
-// makeDirectory makes dir for the owner of this process alone. One that is there must
-// be like that: to narrow a directory that others use would break them.
-func makeDirectory(dir string) error {
+// makeDirectory makes dir, of the owner of this process and with the given mode. One
+// that is there must be like that: to narrow a directory that others use would break
+// them. One that has been for the owner alone is widened.
+func makeDirectory(dir string, mode fs.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return fmt.Errorf("make the admin socket's directory: %w", err)
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(dir, ownerOnly.dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make the admin socket's directory: %w", err)
 	}
 	info, err := os.Lstat(dir)
@@ -106,9 +118,14 @@ func makeDirectory(dir string) error {
 	switch {
 	case !info.IsDir():
 		return fmt.Errorf("the admin socket's directory %s is no directory (%s)", dir, info.Mode().Type())
-	case info.Mode().Perm()&0o077 != 0 || int(owner) != os.Geteuid():
-		return fmt.Errorf("the admin socket's directory %s has mode %#o and belongs to user %d; give the socket a directory of its own, which the agent makes, or one with mode 0700 of user %d",
-			dir, info.Mode().Perm(), owner, os.Geteuid())
+	case info.Mode().Perm()&^mode != 0 || int(owner) != os.Geteuid():
+		return fmt.Errorf("the admin socket's directory %s has mode %#o and belongs to user %d; give the socket a directory of its own, which the agent makes, or one with mode %#o of user %d",
+			dir, info.Mode().Perm(), owner, mode, os.Geteuid())
+	case info.Mode().Perm() == mode:
+		return nil
+	}
+	if err := os.Chmod(dir, mode); err != nil {
+		return fmt.Errorf("open the admin socket's directory to delegates: %w", err)
 	}
 	return nil
 }
@@ -130,7 +147,7 @@ func lockFile(path string) (*os.File, error) {
 	return file, nil
 }
 
-func bind(path string) (*net.UnixListener, error) {
+func bind(path string, mode fs.FileMode) (*net.UnixListener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
@@ -139,8 +156,8 @@ func bind(path string) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("listen on the admin socket: %w", err)
 	}
 	// Until here the directory alone keeps others away.
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("narrow the admin socket: %w", err), l.Close())
+	if err := os.Chmod(path, mode); err != nil {
+		return nil, errors.Join(fmt.Errorf("set the mode of the admin socket: %w", err), l.Close())
 	}
 	return l, nil
 }

@@ -65,7 +65,7 @@ func TestListen(t *testing.T) {
 	defer unix.Umask(old)
 	dir := filepath.Join(t.TempDir(), "signet", "driver")
 	path := filepath.Join(dir, "admin.sock")
-	l, err := listen(path)
+	l, err := listen(path, ownerOnly)
 	must(t, err)
 	if got := mode(t, dir).Perm(); got != 0o700 {
 		t.Errorf("the directory has mode %o, want 700", got)
@@ -73,7 +73,7 @@ func TestListen(t *testing.T) {
 	if got := mode(t, path); got.Perm() != 0o600 || got.Type() != fs.ModeSocket {
 		t.Errorf("the socket is %s, want a socket with mode 600", got)
 	}
-	if _, err := listen(path); err == nil || !strings.Contains(err.Error(), "another agent") {
+	if _, err := listen(path, ownerOnly); err == nil || !strings.Contains(err.Error(), "another agent") {
 		t.Errorf("a second agent with the path: %v", err)
 	}
 	conn, err := net.Dial("unix", path)
@@ -86,20 +86,50 @@ func TestListen(t *testing.T) {
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("after the end of the agent: %v", err)
 	}
-	l, err = listen(path)
+	l, err = listen(path, ownerOnly)
 	must(t, err)
 	must(t, l.Close())
+}
+
+// For delegates the directory can be passed through and the socket connected to, and
+// no more; whether it is new or was for the owner alone. An agent without delegates
+// does not take such a directory for its own.
+func TestListenForEveryUser(t *testing.T) {
+	old := unix.Umask(0o077)
+	defer unix.Umask(old)
+	for name, there := range map[string]bool{"new": false, "there": true} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "d")
+			if there {
+				must(t, os.Mkdir(dir, 0o700))
+			}
+			path := filepath.Join(dir, "admin.sock")
+			l, err := listen(path, everyUser)
+			must(t, err)
+			if d, s := mode(t, dir).Perm(), mode(t, path).Perm(); d != 0o711 || s != 0o666 {
+				t.Errorf("directory and socket have modes %o and %o, want 711 and 666", d, s)
+			}
+			if lock := mode(t, path+".lock").Perm(); lock != 0o600 {
+				t.Errorf("the lock has mode %o: anybody could hold it", lock)
+			}
+			must(t, l.Close())
+			if l, err := listen(path, ownerOnly); err == nil {
+				l.Close()
+				t.Error("a directory that others can pass was taken for one that they cannot")
+			}
+		})
+	}
 }
 
 // An agent that was killed leaves its socket behind.
 func TestListenReplacesAStaleSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "d", "admin.sock")
-	l, err := listen(path)
+	l, err := listen(path, ownerOnly)
 	must(t, err)
 	l.SetUnlinkOnClose(false)
 	must(t, l.Close())
 	mode(t, path)
-	l, err = listen(path)
+	l, err = listen(path, ownerOnly)
 	must(t, err)
 	defer l.Close()
 	conn, err := net.Dial("unix", path)
@@ -135,7 +165,7 @@ func TestListenTakesNothingAway(t *testing.T) {
 			must(t, os.Mkdir(dir, 0o700))
 			tt.arrange(t, dir, path)
 			before := listing(t, dir)
-			l, err := listen(path)
+			l, err := listen(path, ownerOnly)
 			if err == nil {
 				l.Close()
 			}

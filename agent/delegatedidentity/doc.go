@@ -24,8 +24,9 @@
 //     the message too.
 //   - JWT-SVIDs are disabled, as they are on the pods' own sockets.
 //
-// Threats answered. Whoever may call this holds the keys of every pod of the node,
-// so it is off unless the operator names a delegate, and every call is checked
-// (Options.Authorize) before its request is looked at. Nothing here is logged that
-// a key is part of.
+// Threats answered. Whoever may call this holds the keys of every pod of the node.
+// It is registered only if the operator names a delegate, on the administrator's
+// socket, which asks the kernel who calls before a request is looked at
+// (agent/admin). A selector that cannot be checked never widens an answer. Nothing
+// here is logged.
 package delegatedidentity

@@ -43,25 +43,18 @@ type Source interface {
 	Bundles() (*x509bundle.Set, <-chan struct{})
 }
 
-// Options are what a Service is made of. All are needed.
-type Options struct {
-	Source      Source
-	TrustDomain spiffeid.TrustDomain
-	// Authorize says whether the caller may have the keys of the node's pods. Its
-	// error is a gRPC status and is passed on as it is.
-	Authorize func(ctx context.Context) error
-	// Stopping is closed when the agent stops; streams end with Unavailable then.
-	Stopping <-chan struct{}
-}
-
-// Service implements spire.api.agent.delegatedidentity.v1.DelegatedIdentity.
+// Service implements spire.api.agent.delegatedidentity.v1.DelegatedIdentity. It does
+// not ask who calls: whoever registers it sees to that (admin.Service).
 type Service struct {
 	delegatedidentityv1.UnsafeDelegatedIdentityServer
-	options Options
+	source      Source
+	trustDomain spiffeid.TrustDomain
 }
 
-// New makes a Service.
-func New(o Options) *Service { return &Service{options: o} }
+// New makes a Service of what the agent knows and its own trust domain.
+func New(source Source, own spiffeid.TrustDomain) *Service {
+	return &Service{source: source, trustDomain: own}
+}
 
 // Register adds the service to a gRPC server.
 func (s *Service) Register(r grpc.ServiceRegistrar) {
@@ -69,9 +62,8 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 }
 
 var (
-	errStopping = status.Error(codes.Unavailable, "the agent is stopping")
-	errByPID    = status.Error(codes.InvalidArgument, "this agent looks into no processes: subscribe by selectors (k8s:ns, k8s:sa, k8s:pod-name, k8s:pod-uid), not by PID")
-	errNoJWT    = status.Error(codes.Unimplemented, "JWT functionality is disabled")
+	errByPID = status.Error(codes.InvalidArgument, "this agent looks into no processes: subscribe by selectors (k8s:ns, k8s:sa, k8s:pod-name, k8s:pod-uid), not by PID")
+	errNoJWT = status.Error(codes.Unimplemented, "JWT functionality is disabled")
 )
 
 // noKeys is a JWKS without keys.
@@ -79,9 +71,6 @@ var noKeys = []byte(`{"keys":[]}`)
 
 // SubscribeToX509SVIDs sends the SVIDs of the pods that all selectors are true of.
 func (s *Service) SubscribeToX509SVIDs(r *delegatedidentityv1.SubscribeToX509SVIDsRequest, stream grpc.ServerStreamingServer[delegatedidentityv1.SubscribeToX509SVIDsResponse]) error {
-	if err := s.options.Authorize(stream.Context()); err != nil {
-		return err
-	}
 	if r.GetPid() != 0 {
 		return errByPID
 	}
@@ -91,8 +80,8 @@ func (s *Service) SubscribeToX509SVIDs(r *delegatedidentityv1.SubscribeToX509SVI
 	}
 	var sent state
 	for first := true; ; first = false {
-		workloads, changed := s.options.Source.Workloads()
-		bundles, bundlesChanged := s.options.Source.Bundles()
+		workloads, changed := s.source.Workloads()
+		bundles, bundlesChanged := s.source.Bundles()
 		now := state{svids: matching(workloads, wanted), federated: s.federated(bundles)}
 		if first || !now.equal(sent) {
 			message, err := now.message()
@@ -104,7 +93,7 @@ func (s *Service) SubscribeToX509SVIDs(r *delegatedidentityv1.SubscribeToX509SVI
 			}
 			sent = now
 		}
-		if err := s.wait(stream.Context(), changed, bundlesChanged); err != nil {
+		if err := wait(stream.Context(), changed, bundlesChanged); err != nil {
 			return err
 		}
 	}
@@ -113,12 +102,9 @@ func (s *Service) SubscribeToX509SVIDs(r *delegatedidentityv1.SubscribeToX509SVI
 // SubscribeToX509Bundles sends the X.509 authorities of every trust domain, keyed by
 // the trust domain's SPIFFE ID.
 func (s *Service) SubscribeToX509Bundles(_ *delegatedidentityv1.SubscribeToX509BundlesRequest, stream grpc.ServerStreamingServer[delegatedidentityv1.SubscribeToX509BundlesResponse]) error {
-	if err := s.options.Authorize(stream.Context()); err != nil {
-		return err
-	}
 	var sent map[string][]byte
 	for {
-		set, changed := s.options.Source.Bundles()
+		set, changed := s.source.Bundles()
 		// A delegate that is told of no bundle would trust nobody. It is held, as a
 		// pod's stream is, until there is one.
 		if now := authorities(set); len(now) > 0 && !equalBundles(now, sent) {
@@ -127,17 +113,14 @@ func (s *Service) SubscribeToX509Bundles(_ *delegatedidentityv1.SubscribeToX509B
 			}
 			sent = now
 		}
-		if err := s.wait(stream.Context(), changed, nil); err != nil {
+		if err := wait(stream.Context(), changed, nil); err != nil {
 			return err
 		}
 	}
 }
 
 // FetchJWTSVIDs refuses: the JWT profile is disabled.
-func (s *Service) FetchJWTSVIDs(ctx context.Context, _ *delegatedidentityv1.FetchJWTSVIDsRequest) (*delegatedidentityv1.FetchJWTSVIDsResponse, error) {
-	if err := s.options.Authorize(ctx); err != nil {
-		return nil, err
-	}
+func (s *Service) FetchJWTSVIDs(_ context.Context, _ *delegatedidentityv1.FetchJWTSVIDsRequest) (*delegatedidentityv1.FetchJWTSVIDsResponse, error) {
 	return nil, errNoJWT
 }
 
@@ -145,24 +128,19 @@ func (s *Service) FetchJWTSVIDs(ctx context.Context, _ *delegatedidentityv1.Fetc
 // open, as the Workload API does: a proxy may wait for a first message before it
 // does anything.
 func (s *Service) SubscribeToJWTBundles(_ *delegatedidentityv1.SubscribeToJWTBundlesRequest, stream grpc.ServerStreamingServer[delegatedidentityv1.SubscribeToJWTBundlesResponse]) error {
-	if err := s.options.Authorize(stream.Context()); err != nil {
-		return err
-	}
-	err := stream.Send(&delegatedidentityv1.SubscribeToJWTBundlesResponse{Bundles: map[string][]byte{s.options.TrustDomain.IDString(): noKeys}})
+	err := stream.Send(&delegatedidentityv1.SubscribeToJWTBundlesResponse{Bundles: map[string][]byte{s.trustDomain.IDString(): noKeys}})
 	if err != nil {
 		return err
 	}
-	return s.wait(stream.Context(), nil, nil)
+	return wait(stream.Context(), nil, nil)
 }
 
-// wait returns nil once one of the channels is closed, or the status that the
-// stream must end with. A nil channel never closes.
-func (s *Service) wait(ctx context.Context, a, b <-chan struct{}) error {
+// wait returns nil once one of the channels is closed, or why the stream must end:
+// the cause of its context's end. A nil channel never closes.
+func wait(ctx context.Context, a, b <-chan struct{}) error {
 	select {
-	case <-s.options.Stopping:
-		return errStopping
 	case <-ctx.Done():
-		return status.FromContextError(ctx.Err()).Err()
+		return context.Cause(ctx)
 	case <-a:
 	case <-b:
 	}
@@ -201,7 +179,7 @@ func (s *Service) federated(set *x509bundle.Set) []string {
 	}
 	var names []string
 	for _, b := range set.Bundles() { // Sorted by name.
-		if b.TrustDomain() != s.options.TrustDomain && !b.Empty() {
+		if b.TrustDomain() != s.trustDomain && !b.Empty() {
 			names = append(names, b.TrustDomain().IDString())
 		}
 	}
