@@ -759,7 +759,7 @@ func TestSDSHalfClosedStreamsAreAnsweredAndEnd(t *testing.T) {
 	must(t, e.stream.CloseSend())
 	d.subscribe("default")
 	must(t, d.stream.CloseSend())
-	w.waitAsked(2)
+	w.waitAsked(2 + 3 + 3) // each at its start, after its request and after its end
 	w.set(ca.identity(t, "/a"))
 	wantNames(t, e.recv(), "default")
 	d.recv("1")
