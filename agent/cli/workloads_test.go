@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -112,7 +113,7 @@ func workloadsCommand(ctx context.Context, args ...string) (string, error) {
 	return out.String(), err
 }
 
-var expiry = timestamppb.New(time.Now().Add(40*time.Minute + 500*time.Millisecond))
+var expiry = timestamppb.New(time.Now().Add(40*time.Hour + 30*time.Minute))
 
 func cartWorkload() *agentv1.Workload {
 	return &agentv1.Workload{
@@ -138,7 +139,7 @@ func TestWorkloadsList(t *testing.T) {
 	if len(lines) != 3 || !strings.HasPrefix(lines[0], "NAMESPACE  POD") || !strings.HasPrefix(lines[1], "bank ") || !strings.HasPrefix(lines[2], "shop ") {
 		t.Errorf("listed:\n%s", got)
 	}
-	for _, want := range []string{"expired", "under way: approval", "2m0s ago: denied [31m: no", "ready", "in 40m0s", "abc1", "spiffe://example.org/ns/shop/sa/cart", "csi-1"} {
+	for _, want := range []string{"expired", "under way: approval", " ago: denied [31m: no", "ready", "in 40h", "abc1", "spiffe://example.org/ns/shop/sa/cart", "csi-1"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("the list has no %q:\n%s", want, got)
 		}
@@ -254,7 +255,7 @@ func TestWorkloadsRenewAndWait(t *testing.T) {
 			{Workloads: []*agentv1.Workload{cartWorkload(), vaultWorkload()}}, // As before: nothing to see in it.
 			{Workloads: []*agentv1.Workload{renewed}},
 			{Workloads: []*agentv1.Workload{{VolumeId: "csi-2", Serial: "def2", NotAfter: expiry}}},
-		}, "serial abc1 → def1, expires in 40m", ""},
+		}, "serial abc1 → def1, expires in 40h", ""},
 		"one failed": {[]*agentv1.WatchWorkloadsResponse{{Workloads: []*agentv1.Workload{failed, renewed}}}, "csi-2: failed: denied again", "1 of 2 renewals failed"},
 		"one removed": {[]*agentv1.WatchWorkloadsResponse{
 			{Workloads: []*agentv1.Workload{renewed}, RemovedVolumeIds: []string{"csi-9"}}, {RemovedVolumeIds: []string{"csi-2"}},
@@ -271,7 +272,7 @@ func TestWorkloadsRenewAndWait(t *testing.T) {
 			}
 			timeout := "20s"
 			if tt.changes == nil {
-				timeout = "100ms"
+				timeout = "2s"
 			}
 			got, err := workloadsCommand(t.Context(), "renew", "-socketPath", a.path, "-all", "-wait", "-timeout", timeout)
 			if !strings.Contains(got, tt.print) {
@@ -281,6 +282,32 @@ func TestWorkloadsRenewAndWait(t *testing.T) {
 				t.Errorf("ended with %v, want %q", err, tt.err)
 			}
 		})
+	}
+}
+
+func TestWhen(t *testing.T) {
+	now := time.Now()
+	for offset, want := range map[time.Duration]string{
+		40*time.Minute + 400*time.Millisecond: "in 40m0s", 0: "in 0s", -2 * time.Minute: "2m0s ago", -90*time.Hour + time.Second: "89h59m59s ago",
+	} {
+		if got := when(timestamppb.New(now.Add(offset)), now); got != want {
+			t.Errorf("%s from now is %q, want %q", offset, got, want)
+		}
+	}
+	if got := when(nil, now); got != "-" {
+		t.Errorf("no time is %q", got)
+	}
+}
+
+// An agent whose clock runs ahead ends a call before its caller does.
+func TestDeadlineOfTheAgent(t *testing.T) {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, errors.New("no answer within 50ms (-timeout)"))
+	defer cancel()
+	if err := explainAdmin(ctx, status.Error(codes.DeadlineExceeded, "stream terminated")); err == nil || err.Error() != "no answer within 50ms (-timeout)" {
+		t.Errorf("%v", err)
+	}
+	if err := explainAdmin(t.Context(), status.Error(codes.DeadlineExceeded, "a volume hangs")); err == nil || !strings.Contains(err.Error(), "a volume hangs") {
+		t.Errorf("without a deadline: %v", err)
 	}
 }
 
