@@ -416,7 +416,7 @@ func TestWatchConverges(t *testing.T) {
 			}()
 		}
 		synctest.Wait()
-		time.Sleep(time.Hour)
+		time.Sleep(2 * time.Minute)
 		synctest.Wait()
 		stop()
 		<-ended
