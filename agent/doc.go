@@ -17,6 +17,7 @@
 //   - agent/trust knows which authorities to trust;
 //   - agent/boundpods watches the node's pods, if the operator lets it;
 //   - agent/podevents tells pods' owners what becomes of their SVIDs;
+//   - agent/admin answers the node's administrator;
 //   - workloadapi serves the SPIFFE Workload API.
 //
 // None of them knows the others; the adapters here translate (volumes.go, from
