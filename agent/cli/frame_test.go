@@ -14,6 +14,8 @@ import (
 
 	"github.com/spf13/pflag"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/signet-spiffe/signet/internal/observe"
 )
@@ -136,6 +138,28 @@ func TestProtoJSONIsStable(t *testing.T) {
 
 func TestClean(t *testing.T) {
 	if got := Clean("a\x1b[2J\nb\xff\u0085c"); got != "a [2J b\uFFFD c" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// A server may see the client's deadline before the client does.
+func TestTheServerMayBeTheFirstToSeeTheDeadline(t *testing.T) {
+	late := status.Error(codes.DeadlineExceeded, "context deadline exceeded")
+	ctx, cancel, err := (&Timeout{limit: 20 * time.Millisecond}).Context(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cancel()
+	if got := Explain(ctx, late).Error(); got != "no answer within 20ms (-timeout)" {
+		t.Errorf("got %q", got)
+	}
+	// A deadline of the server's own is none of ours.
+	own, cancel, err := (&Timeout{limit: time.Hour}).Context(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cancel()
+	if got := Explain(own, status.Error(codes.DeadlineExceeded, "no selectors found")).Error(); got != "DeadlineExceeded: no selectors found" {
 		t.Errorf("got %q", got)
 	}
 }

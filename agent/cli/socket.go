@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -91,6 +92,9 @@ func Explain(ctx context.Context, err error) error {
 	}
 	s := status.Convert(err)
 	said := Clean(s.Message())
+	if s.Code() == codes.DeadlineExceeded {
+		awaitDeadline(ctx)
+	}
 	cause := context.Cause(ctx)
 	switch {
 	case cause != nil && s.Code() == codes.DeadlineExceeded:
@@ -101,6 +105,15 @@ func Explain(ctx context.Context, err error) error {
 		return err
 	}
 	return fmt.Errorf("%s: %s", s.Code(), said)
+}
+
+// awaitDeadline waits for ctx to end if that is about to happen: a server is told of
+// the client's deadline, and may be the first to notice.
+func awaitDeadline(ctx context.Context) {
+	const slack = 200 * time.Millisecond
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < slack {
+		<-ctx.Done()
+	}
 }
 
 // hintFor says what to do about an error of the Workload API; empty where nothing

@@ -40,7 +40,7 @@ func newDomain(td spiffeid.TrustDomain, o *options, v *volumes, log *slog.Logger
 	}
 	log = log.With("trust_domain", td.Name())
 	d := &domain{name: td, issuer: issuer, trust: trust.NewObserved(td), lifetime: o.lifetime, log: log}
-	if err := d.announce(); err != nil {
+	if err := d.announce(pki.MarshalCertificates(issuer.Bundle().X509Authorities())); err != nil {
 		return nil, err
 	}
 	ids := map[string]spiffeid.ID{}
@@ -56,33 +56,54 @@ func newDomain(td spiffeid.TrustDomain, o *options, v *volumes, log *slog.Logger
 	return d, nil
 }
 
-// announce takes the authority's root into the bundle. Those before it stay until
-// the last SVID under them has expired.
-func (d *domain) announce() error {
-	root := pki.MarshalCertificates(d.issuer.Bundle().X509Authorities())
+// announce takes a root into the bundle. Those before it stay until the last SVID
+// under them has expired.
+func (d *domain) announce(root []byte) error {
 	if _, err := d.trust.Observe(root, time.Now().Add(d.lifetime)); err != nil {
 		return fmt.Errorf("announce the CA of trust domain %s: %w", d.name, err)
 	}
 	return nil
 }
 
+// announcement is how long a new root is known before it signs: long enough for
+// streams to have brought it to every program.
+const announcement = 500 * time.Millisecond
+
 // rotate replaces the authority every so often, until ctx ends.
-func (d *domain) rotate(ctx context.Context, every time.Duration) error {
+func (d *domain) rotate(ctx context.Context, every time.Duration) {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	for {
+	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-ticker.C:
 		}
-		if err := d.issuer.Rotate(); err != nil {
-			return err
+		err := d.issuer.RotateAfter(func(root []byte) error {
+			if err := d.announce(root); err != nil {
+				return err
+			}
+			return pause(ctx, announcement)
+		})
+		switch {
+		case ctx.Err() != nil:
+		case err != nil:
+			d.log.Error("could not replace the CA; the present one goes on", "error", err)
+		default:
+			d.log.Info("CA replaced; SVIDs follow as they are renewed")
 		}
-		if err := d.announce(); err != nil {
-			d.log.Warn("the new CA is not in the trust bundle yet", "error", err)
-		}
-		d.log.Info("CA replaced; SVIDs follow as they are renewed")
+	}
+}
+
+// pause waits, and is cut short when ctx ends, with its error.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

@@ -117,7 +117,7 @@ func (s *session) start(ctx context.Context, running *errgroup.Group) {
 		running.Go(func() error { d.registry.Run(ctx); return nil })
 		running.Go(func() error { s.bundles.Follow(ctx, d.trust); return nil })
 		if every := s.options.rotateCA; every > 0 {
-			running.Go(func() error { return d.rotate(ctx, every) })
+			running.Go(func() error { d.rotate(ctx, every); return nil })
 		}
 	}
 	running.Go(func() error { s.refresh(ctx); return nil })

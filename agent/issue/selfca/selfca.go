@@ -79,9 +79,20 @@ func New(o Options) (*Issuer, error) {
 // Rotate replaces the root by a new one with a new key. SVIDs already signed
 // stay valid under the old root, which is forgotten here.
 func (i *Issuer) Rotate() error {
+	return i.RotateAfter(func([]byte) error { return nil })
+}
+
+// RotateAfter is Rotate with a word before: announce gets the new root (PEM) and may
+// take its time. Nothing is signed by the root before announce has returned, so that
+// whoever meets an SVID under it can know it. If announce fails the root stays what
+// it was, and its error is returned. One call at a time.
+func (i *Issuer) RotateAfter(announce func(root []byte) error) error {
 	root, err := newAuthority(i.options, time.Now())
 	if err != nil {
 		return fmt.Errorf("make root of trust domain %s: %w", i.options.TrustDomain, err)
+	}
+	if err := announce(pki.MarshalCertificates([]*x509.Certificate{root.cert})); err != nil {
+		return fmt.Errorf("announce root of trust domain %s: %w", i.options.TrustDomain, err)
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -162,6 +162,32 @@ func TestRotateChangesRoot(t *testing.T) {
 	}
 }
 
+func TestRootIsAnnouncedBeforeItSigns(t *testing.T) {
+	i := newIssuer(t, Options{})
+	before := i.Bundle()
+	var announced []byte
+	announce := func(root []byte) error {
+		announced = root
+		if !i.Bundle().Equal(before) {
+			t.Error("the root signs while it is announced")
+		}
+		return nil
+	}
+	if err := i.RotateAfter(announce); err != nil {
+		t.Fatal(err)
+	}
+	if after := i.Bundle(); after.Equal(before) || !bytes.Equal(announced, pki.MarshalCertificates(after.X509Authorities())) {
+		t.Error("the root announced is not the one that signs")
+	}
+	present, broken := i.Bundle(), errors.New("broken")
+	if err := i.RotateAfter(func([]byte) error { return broken }); !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
+	if !i.Bundle().Equal(present) {
+		t.Error("a root that nobody was told of signs")
+	}
+}
+
 func TestLeafDoesNotOutliveRoot(t *testing.T) {
 	i := newIssuer(t, Options{Lifetime: time.Minute})
 	_, csr := keyAndCSR(t, pki.P256, web)
