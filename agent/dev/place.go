@@ -160,10 +160,8 @@ func checkOwn(path string, info fs.FileInfo) error {
 		return observe.Usagef("--dir %s: is not a directory", path)
 	case uid != os.Geteuid():
 		return observe.Usagef("--dir %s: belongs to user %d and you are user %d; whoever owns it could connect as your workloads", path, uid, os.Geteuid())
-	case mode.Perm()&0o077 != 0:
-		return observe.Usagef("--dir %s: has mode %04o, so that others could connect as your workloads; it must be 0700 (chmod 700 %[1]s)", path, mode.Perm())
 	case mode.Perm() != 0o700:
-		return observe.Usagef("--dir %s: has mode %04o; it must be 0700 (chmod 700 %[1]s)", path, mode.Perm())
+		return observe.Usagef("--dir %s: has mode %04o; it must be 0700 (chmod 700 %[1]s), so that nobody else can connect as your workloads", path, mode.Perm())
 	}
 	return nil
 }
