@@ -31,6 +31,7 @@ func TestRunning(t *testing.T) {
 		{"clients/ghostunnel", testGhostunnel},
 		{"clients/spiffe-helper", testSpiffeHelper},
 		{"clients/spire-agent", testSpireAgent},
+		{"clients/spire-agent administers", testSpireAgentAdministers},
 		{"clients/grpc's C core", testGRPCCore},
 		{"living/two services speak mTLS across nodes and two rotations", testPairSpeaksAcrossNodesAndRotations},
 		{"living/rotation reaches stream and files", testRotationReachesStreamAndFiles},
