@@ -4,11 +4,17 @@
 package clients
 
 import (
+	"bytes"
+	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/signet-spiffe/signet/integration/cluster"
 )
 
 // row is a line of the table: `program`, version, three cells, `test`.
@@ -49,5 +55,31 @@ func TestThePageTellsWhatIsRun(t *testing.T) {
 		if !strings.Contains(string(list), `{"clients/`+p.Name+`", `+r[3]+`}`) {
 			t.Errorf("the end-to-end tests do not run %s as clients/%s", r[3], p.Name)
 		}
+	}
+}
+
+// The image of Python is whole: what it is started with is in it, and so is the C
+// core with the libraries that it needs.
+func TestPythonIsWhole(t *testing.T) {
+	image, err := Python()
+	if errors.Is(err, ErrNoPython) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range image.Entrypoint[1:] {
+		if strings.HasPrefix(path, "/") && image.ExtraFiles[path] == nil {
+			t.Errorf("the image is started with %s, which is not in it", path)
+		}
+	}
+	for _, name := range []string{"cygrpc", "libc.so", "libstdc++.so", "/os.py"} {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(image.ExtraFiles)), func(path string) bool { return strings.Contains(path, name) }) {
+			t.Errorf("the image has no %s", name)
+		}
+	}
+	var archive bytes.Buffer
+	if err := cluster.BuildImage(&archive, image); err != nil || archive.Len() > 100<<20 {
+		t.Errorf("the image has %d bytes: %v", archive.Len(), err)
 	}
 }
