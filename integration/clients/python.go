@@ -22,7 +22,7 @@ import (
 const PythonImage = "third-party.example/python3-grpcio:installed"
 
 // ErrNoPython says that Python with gRPC is not there.
-var ErrNoPython = errors.New("Debian's python3-grpcio is not installed (apt-get install --no-install-recommends python3-grpcio)")
+var ErrNoPython = errors.New("python3-grpcio, of Debian, is not installed (apt-get install --no-install-recommends python3-grpcio)")
 
 //go:embed workload.py
 var workloadScript []byte
