@@ -64,7 +64,11 @@ type pause struct{ next time.Duration }
 // wait returns early when closed is closed.
 func (p *pause) wait(closed <-chan struct{}) {
 	p.next = min(max(p.next*2, firstPause), longestPause)
-	t := time.NewTimer(p.next)
+	sleep(p.next, closed)
+}
+
+func sleep(d time.Duration, closed <-chan struct{}) {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
@@ -100,8 +104,11 @@ func acceptAll(l *listener, f *front) error {
 		case err == nil:
 			p.reset()
 			f.deliver(c)
+			l.endpoint.slow(func(wait time.Duration) { sleep(wait, l.closed) })
 		case passing(err):
 			p.wait(f.closed)
+		case errors.Is(err, errCrowded):
+			l.endpoint.slow(func(wait time.Duration) { sleep(wait, l.closed) })
 		case !fleeting(err):
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -133,6 +134,9 @@ func (a *acceptor) accept(name int32, p *pause) {
 	case err == nil:
 		p.reset()
 		a.front.deliver(c)
+		s.endpoint.slow(func(wait time.Duration) { a.mute(name, s, wait) })
+	case errors.Is(err, errCrowded):
+		s.endpoint.slow(func(wait time.Duration) { a.mute(name, s, wait) })
 	case passing(err):
 		p.wait(a.front.closed)
 	case fleeting(err):
@@ -140,6 +144,21 @@ func (a *acceptor) accept(name int32, p *pause) {
 		a.remove(name)
 		s.failed(err)
 	}
+}
+
+// mute takes no connections off a socket for some time; they wait in its queue, at the cost of those who made them.
+func (a *acceptor) mute(name int32, s *socket, wait time.Duration) {
+	listen := func(events uint32) {
+		_ = onDescriptor(s.raw, func(fd int) error { // which fails once the listener is closed
+			return unix.EpollCtl(a.fd, unix.EPOLL_CTL_MOD, fd, &unix.EpollEvent{Events: events, Fd: name})
+		})
+	}
+	listen(0)
+	time.AfterFunc(wait, func() {
+		if a.find(name) == s {
+			listen(unix.EPOLLIN)
+		}
+	})
 }
 
 // acceptOn is accept4(2) without waiting: EAGAIN if there is nothing to accept.

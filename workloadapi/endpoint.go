@@ -20,6 +20,8 @@ import (
 // endpoint is one attached workload with its listeners and connections.
 type endpoint struct {
 	workload Workload
+	share    *share
+	budget   *budget
 	metrics  *metrics
 	log      *slog.Logger
 	ended    chan struct{} // closed by end, after reason is set
@@ -33,11 +35,19 @@ type endpoint struct {
 	listeners map[*listener]struct{}
 	conns     map[*conn]struct{}
 	cached    *view
+
+	rpcs, surplus, reflections int       // open RPCs: within limits, over them, and of reflection
+	complained                 time.Time // when the log last said that a limit was reached
+	held                       int       // how often one was since
 }
 
-func newEndpoint(w Workload, m *metrics, log *slog.Logger) *endpoint {
+func newEndpoint(w Workload, s *share, m *metrics, log *slog.Logger) *endpoint {
+	s.connections.join()
+	s.rpcs.join()
 	return &endpoint{
 		workload:  w,
+		share:     s,
+		budget:    newBudget(s.limits.Rate),
 		metrics:   m,
 		log:       log,
 		ended:     make(chan struct{}),
@@ -89,6 +99,8 @@ func (e *endpoint) end(reason error) (busy bool) {
 		e.reason = reason
 		e.cached = nil
 		close(e.ended)
+		e.share.connections.leave()
+		e.share.rpcs.leave()
 		if !busy {
 			close(e.idle)
 		}
@@ -157,28 +169,11 @@ func (e *endpoint) dropListener(l *listener) {
 	}
 }
 
-// adopt takes a fresh connection over, or closes it when the endpoint has ended.
-func (e *endpoint) adopt(raw net.Conn) (*conn, error) {
-	c := &conn{Conn: raw, endpoint: e}
-	e.mu.Lock()
-	ended := e.reason != nil
-	if !ended {
-		e.conns[c] = struct{}{}
-	}
-	e.mu.Unlock()
-	if ended {
-		_ = raw.Close()
-		return nil, net.ErrClosed
-	}
-	e.metrics.connections.Inc()
-	e.metrics.accepted.Inc()
-	return c, nil
-}
-
 func (e *endpoint) release(c *conn) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if _, ok := e.conns[c]; ok {
+		e.share.connections.give(len(e.conns))
 		delete(e.conns, c)
 		e.metrics.connections.Dec()
 	}
@@ -207,7 +202,7 @@ func (l *listener) take(accept func() (net.Conn, error)) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := l.endpoint.adopt(raw)
+	c, err := l.endpoint.admit(raw)
 	if err != nil {
 		return nil, err
 	}
@@ -239,13 +234,16 @@ type conn struct {
 	net.Conn
 	endpoint *endpoint
 	closing  sync.Once
-	err      error // of closing
+	err      error         // of closing
+	closed   chan struct{} // closed by Close, first of all
+	mortal   sync.Once     // the end of its life is set
 }
 
 // Close returns once the descriptor is closed, to every caller: the transport and the endpoint may both close. An accepted
 // Unix connection keeps the file system of its listener busy, so whoever unmounts that needs to know.
 func (c *conn) Close() error {
 	c.closing.Do(func() {
+		close(c.closed)
 		c.err = c.Conn.Close()
 		c.endpoint.release(c)
 	})
@@ -256,6 +254,7 @@ func (c *conn) Close() error {
 type authInfo struct {
 	credentials.CommonAuthInfo
 	endpoint *endpoint
+	conn     *conn
 }
 
 // AuthType implements credentials.AuthInfo.
@@ -274,6 +273,7 @@ func (listenerCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 	info := authInfo{
 		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
 		endpoint:       c.endpoint,
+		conn:           c,
 	}
 	return c, info, nil
 }
@@ -296,10 +296,15 @@ func (listenerCredentials) OverrideServerName(string) error { return nil }
 
 // endpointOf returns the endpoint whose listener accepted the connection of the RPC.
 func endpointOf(ctx context.Context) (*endpoint, error) {
+	info, err := connectionOf(ctx)
+	return info.endpoint, err
+}
+
+func connectionOf(ctx context.Context) (authInfo, error) {
 	if p, ok := peer.FromContext(ctx); ok {
 		if info, ok := p.AuthInfo.(authInfo); ok {
-			return info.endpoint, nil
+			return info, nil
 		}
 	}
-	return nil, status.Error(codes.Internal, "connection belongs to no workload")
+	return authInfo{}, status.Error(codes.Internal, "connection belongs to no workload")
 }

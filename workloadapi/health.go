@@ -36,7 +36,7 @@ func (healthHandler) Check(ctx context.Context, r *healthpb.HealthCheckRequest) 
 		return nil, err
 	}
 	if !healthServices[r.GetService()] {
-		return nil, status.Errorf(codes.NotFound, "unknown service %q", r.GetService())
+		return nil, status.Errorf(codes.NotFound, "unknown service %q", clip(r.GetService()))
 	}
 	return &healthpb.HealthCheckResponse{Status: ep.current().health()}, nil
 }

@@ -34,7 +34,11 @@ func checkHeader(ctx context.Context, service any) error {
 
 func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	finished := s.metrics.begin(info.FullMethod)
-	if err := checkHeader(ctx, info.Server); err != nil {
+	err := checkLimits(ctx)
+	if err == nil {
+		err = checkHeader(ctx, info.Server)
+	}
+	if err != nil {
 		finished(err)
 		return nil, err
 	}
@@ -46,12 +50,32 @@ func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnarySe
 // interceptStream runs before the request is read, so a caller without the header holds nothing.
 func (s *Server) interceptStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	finished := s.metrics.begin(info.FullMethod)
-	err := checkHeader(stream.Context(), srv)
-	if err == nil {
-		err = next(srv, countedStream{stream, s.metrics.messages[info.FullMethod]})
-	}
+	err := s.serveStream(srv, stream, info, next)
 	finished(err)
 	return err
+}
+
+func (s *Server) serveStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if err := checkLimits(stream.Context()); err != nil {
+		return err
+	}
+	if err := checkHeader(stream.Context(), srv); err != nil {
+		return err
+	}
+	ep, err := endpointOf(stream.Context())
+	if err != nil {
+		return err
+	}
+	sent := s.metrics.messages[info.FullMethod]
+	if !isReflection(info.FullMethod) {
+		return next(srv, countedStream{pricedStream{stream, ep}, sent})
+	}
+	end, err := ep.reflect(stream.Context())
+	if err != nil {
+		return err
+	}
+	defer end()
+	return next(srv, countedStream{reflectedStream{pricedStream{stream, ep}}, sent})
 }
 
 // countedStream counts the messages it sends.

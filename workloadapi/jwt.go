@@ -103,7 +103,7 @@ func checkJWTSVIDRequest(r *workload.JWTSVIDRequest) (spiffeid.ID, error) {
 	}
 	id, err := spiffeid.FromString(r.GetSpiffeId())
 	if err != nil {
-		return spiffeid.ID{}, status.Errorf(codes.InvalidArgument, "invalid requested SPIFFE ID: %v", err)
+		return spiffeid.ID{}, status.Errorf(codes.InvalidArgument, "invalid requested SPIFFE ID: %s", clip(err.Error()))
 	}
 	return id, nil
 }

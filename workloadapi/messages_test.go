@@ -32,7 +32,7 @@ import (
 
 // testEndpoint is an endpoint without a server.
 func testEndpoint(w Workload, log *syncBuffer) *endpoint {
-	return newEndpoint(w, newMetrics(nil, nil), slog.New(slog.NewTextHandler(log, nil)))
+	return newEndpoint(w, newShare(Limits{}), newMetrics(nil, nil), slog.New(slog.NewTextHandler(log, nil)))
 }
 
 func encode(t *testing.T, i Identity, build func(Identity) (proto.Message, error)) []byte {

@@ -19,6 +19,7 @@ type metrics struct {
 	open        map[string]prometheus.Gauge   // by full method name; read-only after newMetrics
 	messages    map[string]prometheus.Counter // likewise
 	finished    *prometheus.CounterVec
+	limited     map[limit]prometheus.Counter // by every limit; read-only after newMetrics
 }
 
 func newMetrics(r prometheus.Registerer, services map[string]grpc.ServiceInfo) *metrics {
@@ -43,6 +44,12 @@ func newMetrics(r prometheus.Registerer, services map[string]grpc.ServiceInfo) *
 		Name: "streams", Help: "Open RPCs by method; nearly all are streams."}, []string{"method"})
 	messages := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem,
 		Name: "messages_sent_total", Help: "Messages sent on streams, by method."}, []string{"method"})
+	limited := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem,
+		Name: "limited_total", Help: "How often a workload socket was at a limit, by limit."}, []string{"limit"})
+	m.limited = make(map[limit]prometheus.Counter, len(everyLimit))
+	for _, l := range everyLimit {
+		m.limited[l] = limited.WithLabelValues(string(l))
+	}
 	for service, info := range services {
 		for _, method := range info.Methods {
 			full := "/" + service + "/" + method.Name
@@ -53,7 +60,7 @@ func newMetrics(r prometheus.Registerer, services map[string]grpc.ServiceInfo) *
 		}
 	}
 	if r != nil {
-		r.MustRegister(m.listeners, m.connections, m.accepted, m.unserved, m.leftOut, m.finished, open, messages)
+		r.MustRegister(m.listeners, m.connections, m.accepted, m.unserved, m.leftOut, m.finished, open, messages, limited)
 	}
 	return m
 }

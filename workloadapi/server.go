@@ -35,10 +35,9 @@ const (
 	windowBytes = 64<<10 - 1
 	// maxRequestBytes bounds a request message. The largest legitimate one is a JWT-SVID to validate.
 	maxRequestBytes = 128 << 10
-	// maxHeaderBytes bounds the request metadata of one stream.
-	maxHeaderBytes = 16 << 10
-	// maxStreamsPerConnection bounds the streams of one connection. Clients open one to four.
-	maxStreamsPerConnection = 128
+	// maxHeaderBytes bounds the request metadata of one stream, which is kept as long as the stream. Instrumented clients add
+	// traces and baggage to the few dozen bytes of a Workload API request.
+	maxHeaderBytes = 8 << 10
 	// handshakeTimeout bounds how long a connection may stay without an HTTP/2 preface.
 	handshakeTimeout = 20 * time.Second
 	// minPingInterval is how often a client may ping; generous, since a client that is turned away for pinging reconnects.
@@ -70,6 +69,8 @@ type Options struct {
 	Registerer prometheus.Registerer
 	// SDS configures Envoy's secret discovery service.
 	SDS SDSOptions
+	// Limits bound what the holders of one socket can have of the server.
+	Limits Limits
 	// JWT issues JWT-SVIDs; nil disables the JWT profile (Workload API §3 lets an operator do so).
 	JWT JWTSource
 }
@@ -78,6 +79,7 @@ type Options struct {
 type Server struct {
 	log     *slog.Logger
 	metrics *metrics
+	share   *share
 	grpc    *grpc.Server
 	front   *front
 
@@ -92,7 +94,7 @@ type Server struct {
 // NewServer returns a server without listeners. It panics when Options.Registerer already holds metrics of the same names,
 // which is a mistake in the program and not in its input.
 func NewServer(o Options) *Server {
-	s := &Server{log: o.Log, front: newFront(), endpoints: make(map[Workload]*endpoint)}
+	s := &Server{log: o.Log, share: newShare(o.Limits), front: newFront(), endpoints: make(map[Workload]*endpoint)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -107,7 +109,9 @@ func NewServer(o Options) *Server {
 		grpc.StaticConnWindowSize(windowBytes),
 		grpc.MaxRecvMsgSize(maxRequestBytes),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.MaxConcurrentStreams(maxStreamsPerConnection),
+		grpc.MaxConcurrentStreams(uint32(s.share.limits.RPCsPerConnection)),
+		grpc.InTapHandle(s.tap),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: s.share.limits.Idle}),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPingInterval, PermitWithoutStream: true}),
 	)
@@ -255,7 +259,7 @@ func (s *Server) attach(lis net.Listener, w Workload, failed func(error)) (*list
 	}
 	ep := s.endpoints[w]
 	if ep == nil || ep.hasEnded() {
-		ep = newEndpoint(w, s.metrics, s.log)
+		ep = newEndpoint(w, s.share, s.metrics, s.log)
 		s.endpoints[w] = ep
 	}
 	l := ep.addListener(lis)

@@ -747,7 +747,7 @@ func TestDetachWaitsForAnAcceptUnderWay(t *testing.T) {
 	s := newTestServer(t, Options{})
 	client, server := net.Pipe()
 	l := &slowListener{Listener: s.listen("a"), closed: make(chan struct{}), conn: &closeRecorder{Conn: server}}
-	ep := newEndpoint(newScripted(Identity{}), s.metrics, s.Server.log)
+	ep := newEndpoint(newScripted(Identity{}), s.share, s.metrics, s.Server.log)
 	tagged := ep.addListener(l)
 	locked := make(chan error, 1)
 	go func() {
