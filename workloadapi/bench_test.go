@@ -23,7 +23,7 @@ import (
 // BenchmarkWarmFetch is a workload that connects, fetches its SVID and leaves.
 func BenchmarkWarmFetch(b *testing.B) {
 	ca := newAuthority(b, trustDomain)
-	s := newTestServer(b, Options{})
+	s := newTestServer(b, Options{Limits: Limits{Rate: 1e9}}) // a workload that is measured asks more often than any other
 	addr := s.start("a", newScripted(ca.identity(b, "/a")))
 	b.ReportAllocs()
 	for b.Loop() {
@@ -43,7 +43,7 @@ func BenchmarkPush(b *testing.B) {
 	for _, shape := range []struct{ workloads, streams int }{{1, 2000}, {100, 20}, {1000, 2}} {
 		b.Run(fmt.Sprintf("%dx%d", shape.workloads, shape.streams), func(b *testing.B) {
 			ca := newAuthority(b, trustDomain)
-			s := newTestServer(b, Options{})
+			s := newTestServer(b, Options{Limits: Limits{RPCs: shape.streams}})
 			states := [2][]Identity{}
 			var entries []*scripted
 			var received sync.WaitGroup
@@ -90,6 +90,10 @@ const clientEnv = "WORKLOADAPI_BENCH_CLIENT"
 func TestMain(m *testing.M) {
 	if sockets := os.Getenv(clientEnv); sockets != "" {
 		holdStreams(strings.Split(sockets, ","))
+		return
+	}
+	if socket := os.Getenv(hostileEnv); socket != "" {
+		attackUntilTold(socket)
 		return
 	}
 	os.Exit(m.Run())
