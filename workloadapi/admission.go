@@ -133,7 +133,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write implements net.Conn. It fails when the client leaves its buffer full for too long.
+// Write implements net.Conn. A client that leaves its buffer full for too long loses the connection.
 func (c *conn) Write(p []byte) (int, error) {
 	if err := c.SetWriteDeadline(time.Now().Add(c.endpoint.share.limits.Unread)); err != nil {
 		return 0, err
@@ -141,6 +141,7 @@ func (c *conn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.endpoint.reached(limitUnread)
+		_ = c.Close() // gRPC leaves that to its reader, which waits for the client
 	}
 	return n, err
 }
