@@ -25,6 +25,7 @@ import (
 	"github.com/signet-spiffe/signet/internal/observe"
 	"github.com/signet-spiffe/signet/internal/pki"
 	"github.com/signet-spiffe/signet/internal/request"
+	"github.com/signet-spiffe/signet/workloadapi"
 )
 
 // options are the flags: first as given, then (after complete) as understood.
@@ -61,6 +62,8 @@ type options struct {
 
 	files fileNames
 	sds   sdsFlags
+
+	workloadAPI workloadapi.Limits
 
 	httpAddress string
 	adminSocket string
@@ -117,6 +120,7 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.files.socket, "file-name-socket", "spiffe.sock", "File name of the Workload API socket in the volume")
 
 	o.sds.addFlags(flags)
+	addLimitFlags(flags, &o.workloadAPI)
 
 	flags.StringVar(&o.httpAddress, "http-bind-address", ":9809", "Address of /healthz, /readyz and /metrics")
 
@@ -131,7 +135,7 @@ func (o *options) addFlags(flags *pflag.FlagSet) {
 // complete validates every flag. Errors are *observe.UsageError.
 func (o *options) complete() error {
 	for _, check := range []func() error{
-		o.checkDriver, o.checkTrustDomain, o.checkIssuance, o.checkRequester, o.checkFileNames, o.sds.check, o.checkHTTP, o.checkAdmin, o.loadKubeconfig,
+		o.checkDriver, o.checkTrustDomain, o.checkIssuance, o.checkRequester, o.checkFileNames, o.sds.check, o.checkWorkloadAPI, o.checkHTTP, o.checkAdmin, o.loadKubeconfig,
 	} {
 		if err := check(); err != nil {
 			return err

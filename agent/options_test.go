@@ -16,6 +16,7 @@ import (
 	"github.com/signet-spiffe/signet/internal/observe"
 	"github.com/signet-spiffe/signet/internal/pki"
 	"github.com/signet-spiffe/signet/internal/request"
+	"github.com/signet-spiffe/signet/workloadapi"
 )
 
 const kubeconfig = `{"apiVersion":"v1","kind":"Config","current-context":"c",
@@ -59,6 +60,7 @@ func TestFlagDefaults(t *testing.T) {
 		"key type":     {o.keyType, pki.P256},
 		"limits":       {o.concurrency, workload.Limits{Issuances: 256, Renewals: 64}},
 		"reissue":      {o.reissueWindow, 5 * time.Minute},
+		"workload API": {o.workloadAPI, workloadapi.Limits{Connections: 100, RPCs: 1000, Rate: 4000, AllConnections: 8192, AllRPCs: 16384}},
 		"files":        {o.files, fileNames{"tls.crt", "tls.key", "ca.crt", "spiffe.sock"}},
 		"admin":        {o.adminSocket, "/run/signet/spiffe.csi.cert-manager.io/admin.sock"},
 		"QPS":          {o.restConfig.QPS, float32(-1)},
@@ -85,6 +87,8 @@ func TestBadFlags(t *testing.T) {
 		"--requester=node", "--key-type=P-521", "--key-type=rsa", "--publish-timeout=0s", "--certificate-request-retention=-1", "--certificate-request-retention=101", "--max-concurrent-issuances=0", "--max-concurrent-renewals=-1", "--reissue-window=-1s", "--reissue-window=25h", "--publish-timeout=3m",
 		"--file-name-certificate=", "--file-name-key=../tls.key", "--file-name-ca=..data", "--file-name-socket=a/b", "--file-name-key=tls.crt", "--file-name-socket=-x",
 		"--admin-socket-path=admin.sock", "--admin-socket-path=/var/lib/kubelet/pods/x/admin.sock", "--admin-socket-path=/var/lib/kubelet/plugins_registry/admin.sock", "--admin-socket-path=/var/lib/kubelet/plugins/spiffe.csi.cert-manager.io/admin.sock",
+		"--workload-api-max-connections=0", "--workload-api-max-streams=-1", "--workload-api-rate=NaN", "--workload-api-rate=0.5", "--workload-api-rate=x",
+		"--workload-api-max-connections-node=1000001", "--workload-api-max-streams-node=0",
 		"--http-bind-address=9809", "--log-level=9", "--log-format=xml", "--no-such-flag",
 	} {
 		t.Run(arg, func(t *testing.T) {

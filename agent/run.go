@@ -79,7 +79,7 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	server := workloadapi.NewServer(workloadapi.Options{Log: log, Registerer: metrics, SDS: o.sds.SDSOptions})
+	server := workloadapi.NewServer(workloadapi.Options{Log: log, Registerer: metrics, SDS: o.sds.SDSOptions, Limits: o.workloadAPI})
 	storage := newVolumes(store, server, o.files, o.trustDomain, log)
 	storage.pods = podsDir(filepath.Join(o.kubeletRoot, "pods"))
 	registry := workload.New(workload.Options{

@@ -9,7 +9,7 @@
 // status codes that make clients of every language do the right thing. It also answers Envoy's secret discovery service
 // (files sds*.go), grpc.health.v1 and server reflection on the same sockets.
 //
-// What it never does: it obtains no certificates, verifies none, keeps no time, and knows neither Kubernetes nor the volume a
+// What it never does: it obtains no certificates, verifies none, and knows neither Kubernetes nor the volume a
 // socket lives in. It never asks a caller who it is. A workload is told apart by the listener that accepted its connection
 // and by nothing else (Workload Endpoint §5: the orchestrator places the socket where only the workload can reach it); the
 // identity travels from the listener to the handler in the connection's credentials.AuthInfo, and no request field, header
@@ -24,7 +24,7 @@
 //     own side: it gets what it has asked for, and then OK.
 //
 // Threats answered: a page that makes a browser or proxy talk to the socket (the security header, Workload Endpoint §3, is
-// checked before a request is read, for the Workload API service itself and not for a spelling of its path); a client that
-// never reads, never speaks or sends oversized headers or requests (nothing waits for it but its own stream, and Detach and
-// Shutdown close its connection by force after a short time); keys in logs (no type of this package prints what it holds).
+// checked before a request is read, for the Workload API service itself and not for a spelling of its path); a pod that opens
+// connections and streams without end, floods, never reads or never speaks (Limits: it slows down its own socket, and takes
+// nothing of what others have to themselves; Detach and Shutdown close its connections by force after a short time); keys in logs (no type of this package prints what it holds).
 package workloadapi

@@ -261,7 +261,7 @@ func TestValidateJWTSVID(t *testing.T) {
 	ca, foreign, forger := newAuthority(t, trustDomain), newJWTAuthority(t, partner, "k"), newJWTAuthority(t, partner, "k")
 	s := newTestServer(t, Options{})
 	i := ca.identity(t, "/a")
-	i.JWTBundles = jwtbundle.NewSet(foreign.bundle())
+	i.JWTBundles = jwtbundle.NewSet(foreign.bundle(), jwtbundle.New(trustDomain))
 	addr := s.start("a", newScripted(i))
 	api := workload.NewSpiffeWorkloadAPIClient(dial(t, addr))
 	without := func(claim string) func(map[string]any) { return func(c map[string]any) { delete(c, claim) } }
