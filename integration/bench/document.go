@@ -50,7 +50,11 @@ One at a time: %d each. At once: the median round of %s; percentiles are over al
 median. Idle: CPU time over %s, from `+"`/proc/PID/stat`"+`, with kubelet's probes; the tmpfs pages of the volumes are not in the agent's RSS (in its pod they are charged to its cgroup). Restart: from the start of the
 process until each volume's socket, asked as soon as it appears, has sent the SVID; client and agent share the cores. Renewal: the agent is killed and started
 with another key type and `+"`--reissue-window=0`"+`; from the start of the process.
-`, r.Approvers, r.Sizes.Singles, r.roundsText(), r.Sizes.Concurrency, r.Sizes.Windows, r.Sizes.Window, r.Sizes.Idle)
+Workload API: %d fetches one at a time, each on a new connection, from the sockets of %d volumes in turn; client and agent share the cores. Streams: %d connections with one stream each; the agent's
+resident memory before and after. A change is another authority in the file of `+"`--source-ca-bundle`"+`, of which the agent writes the files of all volumes too; it waits 100 ms for the file to be complete. An attack is all
+that `+"`internal/hostile`"+` knows, at once, from a process of its own on one pod's socket: 10,000 streams with closed windows, garbage, floods of resets, settings and pings, header bombs, reflection; attacker, client and agent share the cores.
+`, r.Approvers, r.Sizes.Singles, r.roundsText(), r.Sizes.Concurrency, r.Sizes.Windows, r.Sizes.Window, r.Sizes.Idle,
+		r.Sizes.Fetches, r.Sizes.RestartVolumes, r.Sizes.Streams)
 }
 
 // costs is a table of the CPU time of each program; what is next to nothing is

@@ -53,5 +53,17 @@ func (r *Results) GoBenchmarks() string {
 	for _, n := range r.Renewals {
 		line(fmt.Sprintf("RenewAll/volumes=%d/key=%s", n.Volumes, strings.ReplaceAll(n.KeyType, "-", "")), n.Wall, fmt.Sprintf("%.2f issuances/s", n.PerSecond()))
 	}
+	for _, part := range r.WorkloadAPI.Fetches.Split(10) {
+		line("WorkloadAPIFetch/quiet", part.Percentile(50))
+	}
+	for _, part := range r.WorkloadAPI.Attacked.Split(10) {
+		line("WorkloadAPIFetch/attacked", part.Percentile(50))
+	}
+	if w := r.WorkloadAPI; w.Streams > 0 {
+		fmt.Fprintf(&b, "BenchmarkWorkloadAPIStream/streams=%d 1 %d RSS-bytes/stream\n", w.Streams, w.StreamBytes)
+	}
+	for _, p := range r.WorkloadAPI.Pushes {
+		line(fmt.Sprintf("WorkloadAPIPush/streams=%d", r.WorkloadAPI.Streams), p.Spread)
+	}
 	return b.String()
 }

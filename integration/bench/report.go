@@ -64,6 +64,7 @@ func (r *Results) Rows() []Row {
 	rows = append(rows, r.requestRows()...)
 	rows = append(rows, r.idleRows()...)
 	rows = append(rows, r.restartRows()...)
+	rows = append(rows, r.workloadAPIRows()...)
 	return append(rows, r.renewalRows()...)
 }
 

@@ -52,8 +52,21 @@ func good() *Results {
 		},
 		Idle:     []Idle{{Volumes: 1350, CPU: 0.1, Memory: Memory{RSS: 60 << 20}, VolumeBytes: 30 << 20, Busy: 12}},
 		Restarts: []Restart{{Volumes: 110, All: 300 * time.Millisecond, Median: 200 * time.Millisecond}},
+		WorkloadAPI: WorkloadAPI{
+			Fetches: Latencies{800 * time.Microsecond}, Attacked: Latencies{2 * time.Millisecond}, Streams: 2000, StreamBytes: 40_000,
+			Pushes: []Push{{Change: 200 * time.Millisecond, Spread: 60 * time.Millisecond}},
+		},
 		Renewals: []Renewal{{Volumes: 1350, KeyType: "P-256", Wall: 15 * time.Second}},
 	}
+}
+
+// manyFast are fetches of which one more is the 99th percentile.
+func manyFast() Latencies {
+	var l Latencies
+	for range 50 {
+		l = append(l, time.Millisecond/2)
+	}
+	return l
 }
 
 func TestTableSaysWhatWasMissed(t *testing.T) {
@@ -61,21 +74,25 @@ func TestTableSaysWhatWasMissed(t *testing.T) {
 		t.Errorf("missed in a good run: %q", out)
 	}
 	for want, spoil := range map[string]func(*Results){
-		"publish, one at a time: p50":                                          func(r *Results) { r.Single.Signet = upTo(200) },
-		"110 at once: per second":                                              func(r *Results) { r.Bursts[0].Rounds.Signet = Rounds{at(50)} },
-		"110 at once: failed":                                                  func(r *Results) { r.Bursts[0].Rounds.Signet[0].Failed = 1 },
-		"sustained, 16 at a time: per second":                                  func(r *Results) { r.Sustained.Signet = Rounds{at(50)} },
-		"per issuance: agent, create CertificateRequest":                       func(r *Results) { r.Requests.Agent[0].Each = 2 },
-		"per issuance: agent, delete CertificateRequest":                       func(r *Results) { r.Requests.Agent[2].Each = 0 },
-		"per issuance: approver, status write":                                 func(r *Results) { r.Requests.ApproverWrites = 2 },
-		"per issuance: approver, pod read":                                     func(r *Results) { r.Requests.ApproverPodReads = 1.5 },
-		"1350 volumes, idle: CPU":                                              func(r *Results) { r.Idle[0].CPU = 0.5 },
-		"1350 volumes, idle: memory (RSS)":                                     func(r *Results) { r.Idle[0].RSS = 80 << 20 },
-		"kill -9 under 110 volumes: start to the last socket's answer":         func(r *Results) { r.Restarts[0].All = time.Second },
-		"kill -9 under 110 volumes: sockets with another SVID":                 func(r *Results) { r.Restarts[0].Changed = 1 },
-		"kill -9 under 110 volumes: new issuances":                             func(r *Results) { r.Restarts[0].Issuances = 1 },
-		"renewal of 1350 volumes at once, to P-256: per second":                func(r *Results) { r.Renewals[0].Wall = time.Minute },
-		"renewal of 1350 volumes at once, to P-256: failed, expired, left out": func(r *Results) { r.Renewals[0].Expired = 1 },
+		"publish, one at a time: p50":                                             func(r *Results) { r.Single.Signet = upTo(200) },
+		"110 at once: per second":                                                 func(r *Results) { r.Bursts[0].Rounds.Signet = Rounds{at(50)} },
+		"110 at once: failed":                                                     func(r *Results) { r.Bursts[0].Rounds.Signet[0].Failed = 1 },
+		"sustained, 16 at a time: per second":                                     func(r *Results) { r.Sustained.Signet = Rounds{at(50)} },
+		"per issuance: agent, create CertificateRequest":                          func(r *Results) { r.Requests.Agent[0].Each = 2 },
+		"per issuance: agent, delete CertificateRequest":                          func(r *Results) { r.Requests.Agent[2].Each = 0 },
+		"per issuance: approver, status write":                                    func(r *Results) { r.Requests.ApproverWrites = 2 },
+		"per issuance: approver, pod read":                                        func(r *Results) { r.Requests.ApproverPodReads = 1.5 },
+		"1350 volumes, idle: CPU":                                                 func(r *Results) { r.Idle[0].CPU = 0.5 },
+		"1350 volumes, idle: memory (RSS)":                                        func(r *Results) { r.Idle[0].RSS = 80 << 20 },
+		"kill -9 under 110 volumes: start to the last socket's answer":            func(r *Results) { r.Restarts[0].All = time.Second },
+		"kill -9 under 110 volumes: sockets with another SVID":                    func(r *Results) { r.Restarts[0].Changed = 1 },
+		"kill -9 under 110 volumes: new issuances":                                func(r *Results) { r.Restarts[0].Issuances = 1 },
+		"Workload API, fetch on a new connection: p50":                            func(r *Results) { r.WorkloadAPI.Fetches = append(make(Latencies, 0), 900*time.Microsecond) },
+		"Workload API, fetch on a new connection: p99":                            func(r *Results) { r.WorkloadAPI.Fetches = append(manyFast(), 3*time.Millisecond) },
+		"Workload API, 2000 streams: memory (RSS) of each, with its connection":   func(r *Results) { r.WorkloadAPI.StreamBytes = 55_000 },
+		"Workload API, 2000 streams: a change, from the first stream to the last": func(r *Results) { r.WorkloadAPI.Pushes[0].Spread = 100 * time.Millisecond },
+		"renewal of 1350 volumes at once, to P-256: per second":                   func(r *Results) { r.Renewals[0].Wall = time.Minute },
+		"renewal of 1350 volumes at once, to P-256: failed, expired, left out":    func(r *Results) { r.Renewals[0].Expired = 1 },
 	} {
 		r := good()
 		r.Bursts[0].Rounds.Signet = append(Rounds(nil), r.Bursts[0].Rounds.Signet...)
@@ -146,8 +163,8 @@ func TestGoBenchmarks(t *testing.T) {
 			}
 		}
 	}
-	// Ten parts and two rounds twice, each for both; idle, restart, renewal.
-	if want := 2*(10+2+2) + 3; benchmarks != want {
+	// Ten parts and two rounds twice, each for both; idle, restart, renewal; of the Workload API fetches, attacked, streams, a push.
+	if want := 2*(10+2+2) + 3 + 4; benchmarks != want {
 		t.Errorf("%d lines, want %d:\n%s", benchmarks, want, text)
 	}
 	for _, want := range []string{

@@ -29,6 +29,8 @@ type Results struct {
 	Idle     []Idle
 	Restarts []Restart
 	Renewals []Renewal
+	// WorkloadAPI is of the sockets.
+	WorkloadAPI WorkloadAPI
 
 	before counts // of Requests
 }

@@ -36,6 +36,9 @@ type Sizes struct {
 	Restarts, RestartVolumes int
 	// Renewals is how often all of the most IdleVolumes are renewed at once.
 	Renewals int
+	// Fetches is how often an SVID is fetched from the sockets of RestartVolumes.
+	// Streams is how many are held open on them, Pushes how often all of them change.
+	Fetches, Streams, Pushes int
 }
 
 // Full is what `make bench` measures.
@@ -45,6 +48,7 @@ func Full() Sizes {
 		Windows: 3, Window: 10 * time.Second, Concurrency: 16,
 		Idle: 30 * time.Second, IdleVolumes: []int{0, 110, 1350},
 		Restarts: 5, RestartVolumes: 110, Renewals: 2,
+		Fetches: 2000, Streams: 2000, Pushes: 10,
 	}
 }
 
@@ -55,6 +59,7 @@ func Quick() Sizes {
 		Windows: 1, Window: 3 * time.Second, Concurrency: 16,
 		Idle: 5 * time.Second, IdleVolumes: []int{0, 30, 200},
 		Restarts: 2, RestartVolumes: 30, Renewals: 1,
+		Fetches: 300, Streams: 500, Pushes: 3,
 	}
 }
 
@@ -118,7 +123,7 @@ func Run(ctx context.Context, o Options) (*Results, error) {
 		return nil, err
 	}
 	for _, phase := range []func(context.Context) error{
-		b.idleEmpty, b.singles, b.bursts, b.restarts, b.sustained, b.renewals,
+		b.idleEmpty, b.singles, b.bursts, b.restarts, b.workloadAPI, b.sustained, b.renewals,
 	} {
 		if err := phase(ctx); err != nil {
 			return nil, err

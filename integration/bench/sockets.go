@@ -8,16 +8,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 )
 
@@ -26,17 +22,7 @@ const socketName = "spiffe.sock"
 // fetch asks a volume's socket for its SVID, on a new connection, and returns the
 // serial.
 func (v volume) fetch(ctx context.Context) (serial string, err error) {
-	conn, err := grpc.NewClient("passthrough:///"+socketName, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			// sun_path is 108 bytes: the name is reached through its directory.
-			dir, err := os.Open(v.target)
-			if err != nil {
-				return nil, err
-			}
-			defer dir.Close()
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketName))
-		}))
+	conn, err := v.connect()
 	if err != nil {
 		return "", err
 	}

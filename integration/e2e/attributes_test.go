@@ -35,6 +35,7 @@ func TestAttributes(t *testing.T) {
 			{"a volume is renewed when its pod chose", testAVolumeIsRenewedWhenItsPodChose},
 			{"the SVID has the DNS names that its pod chose", testTheSVIDHasTheDNSNamesThatItsPodChose},
 			{"DNS names of another namespace are denied", testDNSNamesOfAnotherNamespaceAreDenied},
+			{"any user reaches the socket where Istio looks", testAnyUserReachesTheSocketWhereIstioLooks},
 			{"attributes that cannot be had are named", testAttributesThatCannotBeHadAreNamed},
 			{"the approver has bounds of its own", testTheApproverHasBoundsOfItsOwn},
 		})

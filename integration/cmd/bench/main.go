@@ -28,6 +28,9 @@ import (
 )
 
 func main() {
+	if bench.Attack() {
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
