@@ -88,7 +88,8 @@ func TestSDSNames(t *testing.T) {
 		{"explicitly on for one proxy", SDSOptions{}, modern(map[string]any{"disable_spiffe_cert_validation": false}), []string{"ROOTCA"}, want{"ROOTCA": domains(ca)}},
 		{"off for all, on for one proxy", SDSOptions{DisableSPIFFEValidator: true}, modern(map[string]any{"disable_spiffe_cert_validation": "false"}), []string{"ROOTCA"}, want{"ROOTCA": domains(ca)}},
 		{"metadata that is no boolean", SDSOptions{}, modern(map[string]any{"disable_spiffe_cert_validation": "maybe"}), []string{"ROOTCA"}, want{"ROOTCA": domains(ca)}},
-		{"the same where it is off", SDSOptions{DisableSPIFFEValidator: true}, modern(map[string]any{"disable_spiffe_cert_validation": 7}), []string{"ROOTCA"}, want{"ROOTCA": plain(ca)}},
+		{"the same where it is off", SDSOptions{DisableSPIFFEValidator: true}, modern(map[string]any{"disable_spiffe_cert_validation": "maybe"}), []string{"ROOTCA"}, want{"ROOTCA": plain(ca)}},
+		{"a number where it is off", SDSOptions{DisableSPIFFEValidator: true}, modern(map[string]any{"disable_spiffe_cert_validation": 7}), []string{"ROOTCA"}, want{"ROOTCA": plain(ca)}},
 
 		{"names of the operator", SDSOptions{SVIDName: "me", BundleName: "mine", AllBundlesName: "everybody"}, modern(nil), []string{"me", "mine", "everybody", "default", "ROOTCA", "ALL"},
 			want{"me": certificate(0), "mine": domains(ca), "everybody": domains(ca, other)}},
@@ -589,14 +590,16 @@ func TestSDSUnknownNames(t *testing.T) {
 	}
 	alone.subscribe("default")
 	alone.recvNth("2")
+	_, err := fetchSecrets(t, addr, nil, "fetched", "default")
+	must(t, err)
 
 	log := s.log.String()
-	for _, name := range []string{"file-root:system", "spiffe://partner.example"} {
+	for _, name := range []string{"file-root:system", "spiffe://partner.example", "fetched"} {
 		if n := strings.Count(log, name); n != 1 {
 			t.Errorf("%q logged %d times:\n%s", name, n, log)
 		}
 	}
-	if got := metricValue(t, registry, "signet_workloadapi_sds_unknown_names_total"); got != 2+1+2+1+1 {
+	if got := metricValue(t, registry, "signet_workloadapi_sds_unknown_names_total"); got != 2+1+2+1+1+1 {
 		t.Errorf("unknown names %v", got)
 	}
 }
