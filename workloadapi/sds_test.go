@@ -1051,6 +1051,26 @@ func TestSDSOptionsValidate(t *testing.T) {
 	}
 }
 
+func TestSDSHintsAreBounded(t *testing.T) {
+	var notes sdsNotes
+	var names []string
+	for n := range 100 {
+		names = append(names, fmt.Sprint("n", n))
+	}
+	if got := notes.fresh(names[:3]); !slices.Equal(got, names[:3]) {
+		t.Errorf("got %q", got)
+	}
+	if got := notes.fresh(names[:3]); len(got) != 0 {
+		t.Errorf("got %q for the second time", got)
+	}
+	if got := notes.fresh(names); !slices.Equal(got, names[3:maxHints]) {
+		t.Errorf("got %q", got)
+	}
+	if got := notes.fresh([]string{"another"}); len(got) != 0 {
+		t.Errorf("got %q beyond the limit", got)
+	}
+}
+
 func TestPresentable(t *testing.T) {
 	for in, want := range map[string]string{
 		"no such curve": "no such curve",
