@@ -439,11 +439,11 @@ func TestVolumesOfOnePodSpeakForThemselves(t *testing.T) {
 	}
 }
 
-// A node's worth of streams in one process: 500 sockets with one connection and four streams each. Every client has its own workload's SVID,
+// A node's worth of streams in one process: 250 sockets with one connection and eight streams each. Every client has its own workload's SVID,
 // and a rotation of all workloads reaches every stream once.
 func TestTwoThousandStreams(t *testing.T) {
 	conformance.Proves(t, "E11", "W5")
-	const sockets, perSocket = 500, 4
+	const sockets, perSocket = 250, 8
 	ca := newAuthority(t, trustDomain)
 	s := newTestServer(t, Options{})
 	pods := make([]*scripted, sockets)
@@ -485,7 +485,7 @@ func TestTwoThousandStreams(t *testing.T) {
 			}
 		}
 	}
-	ctx, cancel := context.WithTimeout(withHeader(context.Background()), patience)
+	ctx, cancel := context.WithTimeout(withHeader(context.Background()), 4*patience)
 	t.Cleanup(cancel)
 	parallel(func(n int) {
 		cc, err := connect(ctx, addrs[n])
