@@ -223,7 +223,7 @@ func TestFilesAreAsInAVolume(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the key's file: %v, %v", info.Mode(), err)
 	}
-	if code := p.stop(syscall.SIGTERM); code != 0 {
+	if code := p.stop(syscall.SIGHUP); code != 0 { // The terminal was closed.
 		t.Errorf("exit code %d", code)
 	}
 	wantEmpty(t, base)
@@ -384,7 +384,7 @@ func TestStopsUnderAnOpenStream(t *testing.T) {
 	}
 	defer c.Close() // It never speaks.
 	newSource(t, p.exports["default"])
-	if code := p.stop(os.Interrupt); code != 0 {
+	if code := p.stop(syscall.SIGTERM); code != 0 {
 		t.Errorf("exit code %d: %s", code, p.stderr)
 	}
 }

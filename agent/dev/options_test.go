@@ -4,6 +4,8 @@
 package dev
 
 import (
+	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -87,6 +89,32 @@ func TestMistakesOfUsage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A program that was not run has not succeeded.
+func TestInterruptedBeforeTheProgramRuns(t *testing.T) {
+	base := newBase(t)
+	dir := filepath.Join(base, "d")
+	ran := filepath.Join(base, "ran")
+	if err := os.Chown(base, os.Geteuid(), -1); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, test := range []struct {
+		args []string
+		code int
+	}{{[]string{"dev", "--dir", dir}, 0}, {[]string{"dev", "--dir", dir, "--", "touch", ran}, 143}} {
+		root := cli.New("v1", Command())
+		root.SetOut(io.Discard)
+		root.SetErr(io.Discard)
+		err := cli.Execute(ctx, root, test.args)
+		var exit *cli.ExitError
+		if errors.As(err, &exit) != (test.code != 0) || exit != nil && exit.Code != test.code {
+			t.Errorf("%q: got %v, want exit code %d", test.args, err, test.code)
+		}
+	}
+	wantEmpty(t, base)
 }
 
 func TestNames(t *testing.T) {

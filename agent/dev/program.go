@@ -4,6 +4,7 @@
 package dev
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -26,8 +27,8 @@ const (
 
 // runProgram runs the program with the first identity's socket in its environment
 // and returns its exit code as a *cli.ExitError; nil for 0. Signals go to the program:
-// it decides what they mean.
-func (s *session) runProgram() error {
+// it decides what they mean. It is not run if ctx has ended by one before.
+func (s *session) runProgram(ctx context.Context) error {
 	name, args := s.options.program[0], s.options.program[1:]
 	program := exec.Command(name, args...)
 	program.Stdin, program.Stdout, program.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -36,6 +37,9 @@ func (s *session) runProgram() error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
+	if ctx.Err() != nil {
+		return s.options.interrupted()
+	}
 	if err := program.Start(); err != nil {
 		return notStarted(name, err)
 	}

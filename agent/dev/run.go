@@ -4,16 +4,20 @@
 package dev
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/signet-spiffe/signet/agent/cli"
 	"github.com/signet-spiffe/signet/agent/trust"
 	"github.com/signet-spiffe/signet/internal/observe"
 	"github.com/signet-spiffe/signet/workloadapi"
@@ -58,30 +62,45 @@ func run(ctx context.Context, o *options, stdout, stderr io.Writer) (err error) 
 	if err != nil {
 		return err
 	}
-	ctx, stop := context.WithCancel(ctx)
-	if o.program != nil {
-		ctx, stop = context.WithCancel(context.WithoutCancel(ctx)) // The program says when it is over.
-	}
+	// A terminal that is closed is an end like Ctrl-C.
+	ctx, forget := signal.NotifyContext(ctx, syscall.SIGHUP)
+	defer forget()
+	// What serves goes on until nobody is to be served: a program that was told to end
+	// may take its time.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var running errgroup.Group
 	defer func() {
 		stop()
-		err = errors.Join(err, s.close(), running.Wait())
+		problem := errors.Join(s.close(), running.Wait())
+		if problem != nil && err != nil { // Whose exit code may be all that is told.
+			log.Error("something may be left behind", "dir", s.place.path, "error", problem)
+		}
+		err = cmp.Or(err, problem)
 	}()
-	s.start(ctx, &running)
+	s.start(serving, &running)
 	if err := s.publish(ctx); err != nil {
 		if ctx.Err() != nil {
-			return nil
+			return o.interrupted()
 		}
 		return err
 	}
 	if o.program != nil {
-		return s.runProgram()
+		return s.runProgram(ctx)
 	}
 	if err := s.announce(stdout); err != nil {
 		return err
 	}
 	<-ctx.Done()
 	return nil
+}
+
+// interrupted is the result when a signal came before anything was served: nothing is
+// wrong with that, but a program that has not run has not succeeded.
+func (o *options) interrupted() error {
+	if o.program == nil {
+		return nil
+	}
+	return &cli.ExitError{Code: exitSignalled + int(syscall.SIGTERM)}
 }
 
 func open(o *options, log *slog.Logger) (*session, error) {

@@ -47,17 +47,24 @@ func (v *volumes) Prepare(volume workload.Volume) error {
 	if err != nil {
 		return err
 	}
-	l, err := r.listen()
-	if err != nil {
-		return errors.Join(err, r.root.Close())
-	}
 	f := newFeed(volume.ID)
-	if err := v.server.Start(l, f); err != nil {
-		return errors.Join(fmt.Errorf("serve the Workload API for %s: %w", volume.ID, err), r.root.Close())
+	if err := v.serve(r, f); err != nil {
+		return errors.Join(err, r.root.Close(), v.place.removeRoom(volume.ID))
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.rooms[volume.ID], v.feeds[volume.ID] = r, f
+	return nil
+}
+
+func (v *volumes) serve(r *room, f *feed) error {
+	l, err := r.listen()
+	if err != nil {
+		return err
+	}
+	if err := v.server.Start(l, f); err != nil {
+		return fmt.Errorf("serve the Workload API for %s: %w", f.name, err)
+	}
 	return nil
 }
 
