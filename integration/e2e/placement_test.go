@@ -4,7 +4,6 @@
 package e2e
 
 import (
-	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -41,10 +40,10 @@ func testAnyUserReachesTheSocketWhereIstioLooks(t *testing.T) {
 				t.Errorf("the socket says %s", got.ID)
 			}
 			at, ok := list(ctx, t, pod, istioPath)["socket"]
-			if !ok || !strings.HasPrefix(at.Mode, "S") || !strings.HasSuffix(at.Mode, "rwxrwxrwx") {
+			if !ok || at.Type != "socket" || at.Mode != "0777" {
 				t.Errorf("the socket is %+v, want a socket that every user may use", at)
 			}
-			if _, err := execute(ctx, pod, "app", "fetch", "--output="+istioPath+"/socket"); err == nil {
+			if _, err := execute(ctx, pod, "app", "fetch", "--output="+istioPath+"/new"); err == nil {
 				t.Error("the pod writes to its volume")
 			}
 		})
