@@ -89,7 +89,7 @@ func (h hostileTest) run(t *testing.T) {
 	defer cancel()
 	var workloads []*scripted
 	var addrs []string
-	received := make(chan time.Duration, quiet*(h.rotations+1))
+	received := make(chan time.Duration, quiet)
 	var rotated atomic.Int64 // when, in nanoseconds since the epoch
 	for n := range quiet {
 		w := newScripted(ca.identity(t, fmt.Sprintf("/w/%d", n)))
@@ -122,7 +122,8 @@ func (h hostileTest) run(t *testing.T) {
 		slowest = max(slowest, time.Since(began))
 	}
 	var slowestPush time.Duration
-	for range h.rotations {
+	// Not before the attack has come to the limits, either.
+	for n := 0; n < h.rotations || !h.atTheLimits(s) && time.Since(start) < patience; n++ {
 		next := make([]Identity, quiet)
 		for n := range next {
 			next[n] = ca.identity(t, fmt.Sprintf("/w/%d", n))
@@ -180,6 +181,16 @@ func (h hostileTest) run(t *testing.T) {
 	}
 	stop()
 	must(t, fetchOnce(t, dial(t, addrs[0])))
+}
+
+// atTheLimits says whether the attacker was turned away by all that it is to reach.
+func (h hostileTest) atTheLimits(s *testServer) bool {
+	for _, l := range h.reached {
+		if testutil.ToFloat64(s.metrics.limited[l]) == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // Shutdown is prompt, too.
