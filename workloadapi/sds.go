@@ -105,22 +105,18 @@ func (h sdsHandler) FetchSecrets(ctx context.Context, r *discoveryv3.DiscoveryRe
 	if _, err := s.receive(r); err != nil {
 		return nil, err
 	}
-	for {
-		v := ep.current()
-		c, err := v.offered(false)
-		if err != nil {
-			return nil, err
-		}
-		if c != nil {
-			response := s.respond(c)
-			h.hint(ep, &s.subscription)
-			response.Nonce = "" // There is nothing to acknowledge.
-			return response, nil
-		}
-		if err := ep.wait(ctx, v); err != nil {
-			return nil, err
-		}
+	v, err := ep.entitled(ctx)
+	if err != nil {
+		return nil, err
 	}
+	c, err := v.offered(false)
+	if err != nil {
+		return nil, err
+	}
+	response := s.respond(c)
+	h.hint(ep, &s.subscription)
+	response.Nonce = "" // There is nothing to acknowledge.
+	return response, nil
 }
 
 // session is one xDS stream without its transport. It is a pure state machine: requests and catalogs in, responses out.
@@ -237,14 +233,8 @@ func await[Request any](ctx context.Context, ep *endpoint, v *view, requests <-c
 // offered returns the secrets of v, nil while a stream is to be held, or the status to end it with. What a proxy has is
 // better than an error, so an identity that cannot be served ends only the streams that have been told nothing.
 func (v *view) offered(told bool) (*catalog, error) {
-	switch v.identity.Status {
-	case Entitled:
-	case Pending:
-		return nil, nil
-	case NotEntitled:
-		return nil, errNotEntitled
-	default:
-		return nil, errInitializing
+	if held, err := v.verdict(); held || err != nil {
+		return nil, err
 	}
 	c, err := v.secrets()
 	switch {
