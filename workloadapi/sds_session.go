@@ -94,10 +94,15 @@ func (s *subscription) add(name string) (bool, error) {
 	}
 	s.names[name] = struct{}{}
 	s.bytes += len(name)
-	if len(s.names) > maxSecretNames || s.bytes > maxSecretNameBytes {
-		return false, errTooManyNames
+	return true, s.bounded(0)
+}
+
+// bounded refuses a stream that makes the agent remember too much: its names, their bytes, and more names beside them.
+func (s *subscription) bounded(more int) error {
+	if len(s.names)+more > maxSecretNames || s.bytes > maxSecretNameBytes {
+		return errTooManyNames
 	}
-	return true, nil
+	return nil
 }
 
 func (s *subscription) remove(name string) {
@@ -289,7 +294,9 @@ func (s *stateOfTheWorld) differ(offers []offer) bool {
 // incremental is a session in which each response tells what is new to the client.
 type incremental struct {
 	subscription
-	released map[string]struct{} // unsubscribed by name while the wildcard may still include them: to be told about once
+	// released are unsubscribed by name while the wildcard may still include them: to be told about once. Until then they
+	// count as names of the stream: while an identity is pending nothing is told, for as long as the client likes.
+	released map[string]struct{}
 }
 
 func newIncremental(p proxySettings) *incremental {
@@ -314,7 +321,9 @@ func (s *incremental) receive(r *discoveryv3.DeltaDiscoveryRequest) (answer, err
 	if err := s.subscribe(r.GetResourceNamesSubscribe()); err != nil {
 		return a, err
 	}
-	s.unsubscribe(r.GetResourceNamesUnsubscribe())
+	if err := s.unsubscribe(r.GetResourceNamesUnsubscribe()); err != nil {
+		return a, err
+	}
 	if first {
 		return a, s.resume(r.GetInitialResourceVersions())
 	}
@@ -338,24 +347,40 @@ func (s *incremental) subscribe(names []string) error {
 		}
 		s.due = true
 	}
-	return nil
+	return s.bounded(len(s.released))
 }
 
-func (s *incremental) unsubscribe(names []string) {
+func (s *incremental) unsubscribe(names []string) error {
 	for _, name := range names {
 		if name == wildcardName {
 			s.wildcard = false
-			clear(s.released)
+			s.settle()
 			continue
 		}
 		if _, ok := s.names[name]; ok && s.wildcard {
-			s.released[name] = struct{}{}
+			s.release(name)
 			delete(s.told, name)
 			s.due = true
 		}
 		s.remove(name)
 	}
 	s.forget()
+	return s.bounded(len(s.released))
+}
+
+func (s *incremental) release(name string) {
+	if _, ok := s.released[name]; !ok {
+		s.released[name] = struct{}{}
+		s.bytes += len(name)
+	}
+}
+
+// settle forgets what was released.
+func (s *incremental) settle() {
+	for name := range s.released {
+		s.bytes -= len(name)
+	}
+	clear(s.released)
 }
 
 // resume takes in what the client has from an earlier stream.
@@ -410,7 +435,7 @@ func (s *incremental) vanished(present map[string]struct{}) []string {
 			gone = append(gone, name)
 		}
 	}
-	clear(s.released)
+	s.settle()
 	for name := range s.told {
 		if _, ok := present[name]; !ok {
 			gone = append(gone, name)

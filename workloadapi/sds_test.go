@@ -1002,6 +1002,43 @@ func TestSDSHostileRequests(t *testing.T) {
 	wantNames(t, e.recv(), "default")
 }
 
+// TestSDSReleasedNamesAreBounded: while an identity is pending nothing is told, so a client that takes names up and drops them
+// again must not fill the agent's memory with what is to be told. Once it is told, the stream goes on.
+func TestSDSReleasedNamesAreBounded(t *testing.T) {
+	drop := func(s *incremental, name string) error {
+		if _, err := s.receive(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesSubscribe: []string{wildcardName, name}}); err != nil {
+			return err
+		}
+		_, err := s.receive(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesUnsubscribe: []string{name}})
+		return err
+	}
+	for what, name := range map[string]string{"names": "", "bytes": strings.Repeat("x", 10_000)} {
+		t.Run(what, func(t *testing.T) {
+			s := newIncremental(SDSOptions{}.settings())
+			var err error
+			for n := 0; err == nil && n <= maxSecretNames; n++ {
+				err = drop(s, fmt.Sprint(n, name))
+			}
+			wantStatus(t, err, codes.ResourceExhausted, "too many secrets")
+		})
+	}
+	t.Run("told", func(t *testing.T) {
+		ca := newAuthority(t, trustDomain)
+		c, err := newCatalog(ca.identity(t, "/a"))
+		must(t, err)
+		s := newIncremental(SDSOptions{}.settings())
+		for n := range 3 * maxSecretNames {
+			must(t, drop(s, fmt.Sprint(n)))
+			if r := s.respond(c); !slices.Equal(r.GetRemovedResources(), []string{fmt.Sprint(n)}) {
+				t.Fatalf("told that %q are gone, want %d", r.GetRemovedResources(), n)
+			}
+		}
+		if s.bytes != 0 || len(s.released) != 0 {
+			t.Errorf("%d bytes and %d names are still counted", s.bytes, len(s.released))
+		}
+	})
+}
+
 // TestSDSSocketsSpeakForTheirOwn: no name opens another workload's secrets.
 func TestSDSSocketsSpeakForTheirOwn(t *testing.T) {
 	ca := newAuthority(t, trustDomain)
