@@ -111,16 +111,6 @@ func (f *adminFlags) dial(ctx context.Context) (client agentv1.AgentServiceClien
 	return agentv1.NewAgentServiceClient(conn), func() { _ = conn.Close() }, nil
 }
 
-// explainAdmin is Explain. The agent ends calls at their deadline too, and may be a
-// moment earlier than ctx.
-func explainAdmin(ctx context.Context, err error) error {
-	deadline, ok := ctx.Deadline()
-	if ok && status.Code(err) == codes.DeadlineExceeded && time.Until(deadline) < time.Second {
-		<-ctx.Done()
-	}
-	return Explain(ctx, err)
-}
-
 func workloadsList() *cobra.Command {
 	var f adminFlags
 	var timeout Timeout
@@ -143,7 +133,7 @@ func workloadsList() *cobra.Command {
 			defer hangUp()
 			list, err := listAll(ctx, client, selector)
 			if err != nil {
-				return explainAdmin(ctx, err)
+				return Explain(ctx, err)
 			}
 			if f.output.JSON() {
 				return WriteProtoJSON(c.OutOrStdout(), &agentv1.ListWorkloadsResponse{Workloads: list})
@@ -265,7 +255,7 @@ first line on with "synced" true everything that there is has been told.`,
 			if c.Context().Err() != nil {
 				return nil // Interrupted: that is how a watch ends.
 			}
-			return explainAdmin(c.Context(), err)
+			return Explain(c.Context(), err)
 		},
 	}
 	f.add(c)
@@ -353,7 +343,7 @@ after -timeout.`,
 			}
 			renewed, err := client.RenewWorkloads(ctx, request)
 			if err != nil {
-				return explainAdmin(ctx, err)
+				return Explain(ctx, err)
 			}
 			if f.output.JSON() {
 				return WriteProtoJSON(c.OutOrStdout(), renewed)
@@ -394,11 +384,11 @@ func (f *adminFlags) renewAndWait(ctx context.Context, w io.Writer, client agent
 		err = untilSynced(stream)
 	}
 	if err != nil {
-		return explainAdmin(ctx, err)
+		return Explain(ctx, err)
 	}
 	renewed, err := client.RenewWorkloads(ctx, request)
 	if err != nil {
-		return explainAdmin(ctx, err)
+		return Explain(ctx, err)
 	}
 	results := newResults(renewed)
 	for len(results.waiting) > 0 && err == nil {
@@ -407,7 +397,7 @@ func (f *adminFlags) renewAndWait(ctx context.Context, w io.Writer, client agent
 			results.take(m)
 		}
 	}
-	return errors.Join(f.report(w, renewed, results), results.trouble(explainAdmin(ctx, err)))
+	return errors.Join(f.report(w, renewed, results), results.trouble(Explain(ctx, err)))
 }
 
 func untilSynced(stream grpc.ServerStreamingClient[agentv1.WatchWorkloadsResponse]) error {

@@ -303,10 +303,10 @@ func TestWhen(t *testing.T) {
 func TestDeadlineOfTheAgent(t *testing.T) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, errors.New("no answer within 50ms (-timeout)"))
 	defer cancel()
-	if err := explainAdmin(ctx, status.Error(codes.DeadlineExceeded, "stream terminated")); err == nil || err.Error() != "no answer within 50ms (-timeout)" {
+	if err := Explain(ctx, status.Error(codes.DeadlineExceeded, "stream terminated")); err == nil || err.Error() != "no answer within 50ms (-timeout)" {
 		t.Errorf("%v", err)
 	}
-	if err := explainAdmin(t.Context(), status.Error(codes.DeadlineExceeded, "a volume hangs")); err == nil || !strings.Contains(err.Error(), "a volume hangs") {
+	if err := Explain(t.Context(), status.Error(codes.DeadlineExceeded, "a volume hangs")); err == nil || !strings.Contains(err.Error(), "a volume hangs") {
 		t.Errorf("without a deadline: %v", err)
 	}
 }
