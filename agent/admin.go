@@ -39,7 +39,7 @@ func openAdmin(o *options, registry *workload.Registry, issuer *certmanager.Issu
 	server, err := admin.NewServer(admin.Options{
 		Path:      o.adminSocket,
 		About:     admin.About{Version: version, Node: o.nodeID, Driver: o.driverName, TrustDomain: o.trustDomain.Name(), Started: started},
-		Workloads: registry, Level: level, Heard: issuer.Heard, Services: further, EveryUser: len(o.delegates.uids) > 0, Log: log,
+		Workloads: registry, Level: level, Heard: issuer.Heard, Services: further, EveryUser: o.delegates.strangers(), Log: log,
 	})
 	if err != nil {
 		a.complain(err)

@@ -5,6 +5,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/spf13/pflag"
@@ -51,6 +52,12 @@ func (d *delegateFlags) services(o *options, v *volumes, trust workload.Trust) [
 		Register: delegatedidentity.New(delegated{v, trust}, o.trustDomain).Register,
 		Allow:    d.allow,
 	}}
+}
+
+// strangers says whether one of the delegates is neither root nor the agent's own
+// user: only then has the socket to be open to other users.
+func (d *delegateFlags) strangers() bool {
+	return slices.ContainsFunc(d.uids, func(uid uint32) bool { return uid != 0 && int64(uid) != int64(os.Geteuid()) })
 }
 
 // allow goes by the kernel's word for the caller's user. Root is a delegate only if

@@ -111,6 +111,18 @@ func TestDelegateFlags(t *testing.T) {
 	}
 }
 
+// Only a delegate who is neither root nor the agent's user needs a socket that others
+// can get to.
+func TestTheSocketIsOpenNoFurtherThanNeeded(t *testing.T) {
+	for given, want := range map[string]bool{"0": false, "0,1337": true, "1337": true} {
+		o, err := parse(t, "--node-id=node-1", "--kubeconfig="+writeKubeconfig(t), "--authorized-delegates="+given)
+		must(t, err)
+		if got := o.delegates.strangers(); got != want {
+			t.Errorf("--authorized-delegates=%s opens the socket to every user: %t, want %t", given, got, want)
+		}
+	}
+}
+
 // A delegate gets the SVID that the pod has, the next one, and its end; root does not
 // unless it is named, and a delegate gets nothing else. Streams end with Unavailable
 // when the agent stops, so that the proxy comes back.
@@ -142,6 +154,10 @@ func TestDelegatesOverTheAdminSocket(t *testing.T) {
 	must(t, err)
 	if _, err := refused.Recv(); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "no delegate") {
 		t.Errorf("root, who was not named: %v", err)
+	}
+	_, err = delegatedidentityv1.NewDelegatedIdentityClient(connectAs(t, o.adminSocket, proxy+1)).FetchJWTSVIDs(t.Context(), &delegatedidentityv1.FetchJWTSVIDsRequest{})
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("a stranger gets so far: %v", err)
 	}
 	_, err = agentv1.NewAgentServiceClient(delegate).GetVersion(t.Context(), &agentv1.GetVersionRequest{})
 	if status.Code(err) != codes.PermissionDenied {

@@ -17,12 +17,16 @@
 //   - agent/trust knows which authorities to trust;
 //   - agent/boundpods watches the node's pods, if the operator lets it;
 //   - agent/podevents tells pods' owners what becomes of their SVIDs;
-//   - agent/admin answers the node's administrator;
+//   - agent/admin answers the node's administrator, and agent/delegatedidentity the
+//     node proxies that the operator names, on the same socket;
 //   - workloadapi serves the SPIFFE Workload API.
 //
 // None of them knows the others; the adapters here translate (volumes.go, from
 // the lifecycle to storage and streams; workloads.go, from kubelet's calls to the
 // lifecycle).
+//
+// Its subcommands (commands.go) are other programs in the same binary: agent/cli asks
+// Workload API and admin socket, agent/dev gives identities on a laptop.
 //
 // Threats answered here. What is read back after a restart is the agent's own
 // state, and the attempts that were under way, on tmpfs (state.go, attempt.go), but it

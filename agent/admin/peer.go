@@ -50,10 +50,15 @@ func administrator(p Peer) error {
 	return nil
 }
 
-// peerCredentials puts who is calling into the connection's AuthInfo. It lets
-// everybody connect: a refusal is the answer to a call, in words, and not a
-// connection that ends.
-type peerCredentials struct{}
+// peerCredentials puts who is calling into the connection's AuthInfo. Without welcome
+// it lets everybody connect who got to the socket: a refusal is the answer to a call,
+// in words, and not a connection that ends.
+type peerCredentials struct {
+	// welcome says why a peer may not even connect. Where every user gets to the
+	// socket, one who may call nothing would cost the agent descriptors and its log
+	// lines, as many as he likes.
+	welcome func(Peer) error
+}
 
 var _ credentials.TransportCredentials = peerCredentials{}
 
@@ -66,10 +71,15 @@ type authInfo struct {
 func (authInfo) AuthType() string { return "peercred" }
 
 // ServerHandshake implements credentials.TransportCredentials.
-func (peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (c peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	p, err := peerOf(conn)
 	if err != nil {
 		return nil, nil, fmt.Errorf("find out who connects: %w", err)
+	}
+	if c.welcome != nil {
+		if err := c.welcome(p); err != nil {
+			return nil, nil, err
+		}
 	}
 	return conn, authInfo{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, peer: p}, nil
 }

@@ -54,9 +54,10 @@ type Options struct {
 	Heard func() time.Time
 	// Services are further services to be served on the socket.
 	Services []Service
-	// EveryUser lets every user of the node connect who can see the socket, so that
-	// Services can allow users who are not the administrator. He is refused everything
-	// else, by the kernel's word for who he is.
+	// EveryUser opens the socket to every user of the node who can see it, so that
+	// Services can allow users who are not the administrator. By the kernel's word for
+	// who they are, others are turned away when they connect, and those are refused
+	// everything else.
 	EveryUser bool
 	Log       *slog.Logger
 }
@@ -112,7 +113,7 @@ func newServer(o Options, l net.Listener) *Server {
 	s := &Server{listener: l, log: o.Log, allow: map[string]func(Peer) error{}}
 	s.life, s.end = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
-		grpc.Creds(peerCredentials{}), grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.Creds(peerCredentials{welcome: o.welcome()}), grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
 	)
 	agentv1.RegisterAgentServiceServer(s.grpc, &agentService{about: o.About, workloads: o.Workloads})
@@ -124,6 +125,22 @@ func newServer(o Options, l net.Listener) *Server {
 	grpc_health_v1.RegisterHealthServer(s.grpc, health.NewServer())
 	reflection.Register(s.grpc)
 	return s
+}
+
+// welcome turns away who may call nothing, where every user gets to the socket.
+func (o Options) welcome() func(Peer) error {
+	if !o.EveryUser {
+		return nil
+	}
+	return func(p Peer) error {
+		refused := administrator(p)
+		for _, further := range o.Services {
+			if further.Allow != nil && further.Allow(p) == nil {
+				return nil
+			}
+		}
+		return refused
+	}
 }
 
 // registrar notes who may call what is registered through it.

@@ -476,6 +476,12 @@ func TestOtherUsersAreRefused(t *testing.T) {
 func open(t *testing.T, path string) {
 	t.Helper()
 	must(t, os.Chmod(path, 0o666))
+	openAbove(t, path)
+}
+
+// openAbove lets everybody pass the directories in which path is.
+func openAbove(t *testing.T, path string) {
+	t.Helper()
 	for dir := filepath.Dir(path); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
 		must(t, os.Chmod(dir, 0o755))
 	}
@@ -524,6 +530,36 @@ func TestFurtherServices(t *testing.T) {
 	}
 	_, err := agentv1.NewAgentServiceClient(connectAs(t, f.path, nobody)).GetVersion(t.Context(), &agentv1.GetVersionRequest{})
 	wantCode(t, "another service", err, codes.PermissionDenied)
+}
+
+// With a socket for every user, one who may call nothing does not get so far that it
+// costs the agent a descriptor or a line of log. Those who may are served.
+func TestStrangersAreTurnedAway(t *testing.T) {
+	needRoot(t)
+	const delegate, stranger = nobody, 1
+	f := start(t, func(o *Options) {
+		o.EveryUser = true
+		o.Services = []Service{{
+			Register: func(r grpc.ServiceRegistrar) { r.RegisterService(&echo, nil) },
+			Allow: func(p Peer) error {
+				if p.UID != delegate {
+					return status.Error(codes.PermissionDenied, "not this one")
+				}
+				return nil
+			},
+		}}
+	})
+	openAbove(t, filepath.Dir(f.path)) // The socket's own directory is open already.
+	say := func(uid int) error {
+		return connectAs(t, f.path, uid).Invoke(t.Context(), "/test.Echo/Say", &emptypb.Empty{}, &emptypb.Empty{})
+	}
+	wantCode(t, "a stranger", say(stranger), codes.Unavailable)
+	if strings.Contains(f.log.String(), "peer.uid=1 ") {
+		t.Errorf("a stranger writes into the log:\n%s", f.log)
+	}
+	wantCode(t, "the delegate", say(delegate), codes.OK)
+	_, err := agentv1.NewAgentServiceClient(connectAs(t, f.path, 0)).GetVersion(t.Context(), &agentv1.GetVersionRequest{})
+	wantCode(t, "the administrator", err, codes.OK)
 }
 
 // A user namespace's root is not root here; the agent's own user is one of those who
