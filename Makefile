@@ -56,7 +56,7 @@ demo: deps ## Two pods speak mTLS on a real Kubernetes on this machine (as root)
 	cd integration && $(GO) run ./cmd/demo --kubernetes-version=$(KUBERNETES_VERSION) $(DEMO_FLAGS)
 
 .PHONY: test
-test: lint test-unit test-cluster test-e2e ## Everything: lint, unit tests with the race detector, end to end on a real Kubernetes (as root)
+test: deps-clients lint test-unit test-cluster test-e2e ## Everything: lint, unit tests with the race detector, end to end on a real Kubernetes (as root)
 
 .PHONY: test-unit
 test-unit: ## Unit tests, with the race detector
@@ -68,7 +68,7 @@ test-cluster: deps ## The tests of the cluster itself
 	cd integration && $(call gotest,testname) -count=1 -timeout=30m $(TEST_FLAGS) ./cluster
 
 .PHONY: deps-clients
-deps-clients: ## Install gRPC for Python, for an end-to-end test of its client (as root; without it that test is skipped)
+deps-clients: ## Install gRPC for Python, for two tests of its client (as root; without it they are skipped)
 	@if [ "$$(id -u)" = 0 ] && ! [ -d /usr/lib/python3/dist-packages/grpc ]; then \
 		apt-get update && apt-get install -y --no-install-recommends python3-grpcio; \
 	fi
