@@ -79,6 +79,9 @@ func (p *Page) add(line string) error {
 		m.Labels = append(m.Labels, label[1])
 	}
 	slices.Sort(m.Labels)
+	if slices.ContainsFunc(p.Metrics, func(row Metric) bool { return row.Name == m.Name }) {
+		return fmt.Errorf("row %q: %s is on the page already", line, m.Name)
+	}
 	p.Metrics = append(p.Metrics, m)
 	return nil
 }

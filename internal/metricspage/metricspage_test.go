@@ -82,6 +82,7 @@ func TestUnreadablePages(t *testing.T) {
 		"no section":  "# Metrics\n",
 		"a cell less": strings.Replace(page, " | x `z` | y |", " | x |", 1),
 		"empty cell":  strings.Replace(page, " | x `z` | y |", " | x | |", 1),
+		"a row twice": strings.Replace(page, "| `b` |", "| `a_total` | gauge | – | x | y |\n| `b` |", 1),
 	} {
 		if _, err := read(t, content); err == nil {
 			t.Errorf("%s: want an error", name)
