@@ -143,7 +143,7 @@ func (v *volumes) Store(volume workload.Volume, c workload.Content) error {
 // Push implements workload.Volumes.
 func (v *volumes) Push(volume workload.Volume, c workload.Content) {
 	if f := v.feed(volume.ID); f != nil && c.SVID != nil && c.Bundle != nil {
-		f.set(entitled(c))
+		f.Set(entitled(c))
 		v.mu.Lock()
 		v.tell()
 		v.mu.Unlock()
@@ -269,34 +269,12 @@ func (v *volumes) recoverOne(dir *csi.Dir) (recovered, error) {
 
 // feed is the identity behind one volume's socket (workloadapi.Workload).
 type feed struct {
+	*workloadapi.Feed
 	volume workload.Volume
-
-	mu         sync.Mutex
-	identity   workloadapi.Identity
-	superseded chan struct{}
 }
 
 func newFeed(volume workload.Volume, td spiffeid.TrustDomain) *feed {
-	return &feed{
-		volume:     volume,
-		identity:   workloadapi.Identity{Status: workloadapi.Pending, TrustDomain: td},
-		superseded: make(chan struct{}),
-	}
-}
-
-// Identity implements workloadapi.Workload.
-func (f *feed) Identity() (workloadapi.Identity, <-chan struct{}) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.identity, f.superseded
-}
-
-func (f *feed) set(identity workloadapi.Identity) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.identity = identity
-	close(f.superseded)
-	f.superseded = make(chan struct{})
+	return &feed{Feed: workloadapi.NewFeed(workloadapi.Identity{Status: workloadapi.Pending, TrustDomain: td}), volume: volume}
 }
 
 // LogValue names the workload in the Workload API's log.

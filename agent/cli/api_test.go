@@ -281,7 +281,7 @@ func TestWatchPrintsEachUpdate(t *testing.T) {
 	socket, w := serve(t, first)
 	for _, format := range []string{"pretty", "json"} {
 		t.Run(format, func(t *testing.T) {
-			w.set(first)
+			w.Set(first)
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			r, out := io.Pipe()
@@ -296,7 +296,7 @@ func TestWatchPrintsEachUpdate(t *testing.T) {
 			lines := bufio.NewScanner(r)
 			lines.Buffer(nil, 1<<20)
 			for _, i := range []workloadapi.Identity{first, second} {
-				w.set(i)
+				w.Set(i)
 				leaf := i.SVIDs[0].Certificates[0]
 				awaitLine(t, lines, map[string]string{
 					"pretty": "SVID Valid Until:\t" + leaf.NotAfter.String(),

@@ -8,7 +8,6 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -24,36 +23,15 @@ import (
 
 var web = spiffeid.RequireFromString("spiffe://example.org/ns/shop/sa/web")
 
-// scripted is a workload whose identity the test sets.
-type scripted struct {
-	mu         sync.Mutex
-	identity   workloadapi.Identity
-	superseded chan struct{}
-}
-
-func (s *scripted) Identity() (workloadapi.Identity, <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.identity, s.superseded
-}
-
-func (s *scripted) set(i workloadapi.Identity) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.identity = i
-	close(s.superseded)
-	s.superseded = make(chan struct{})
-}
-
 // serve serves a workload on a socket of a path short enough for one.
-func serve(t *testing.T, first workloadapi.Identity) (socket string, w *scripted) {
+func serve(t *testing.T, first workloadapi.Identity) (socket string, w *workloadapi.Feed) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w = &scripted{identity: first, superseded: make(chan struct{})}
+	w = workloadapi.NewFeed(first)
 	server := workloadapi.NewServer(workloadapi.Options{})
 	if err := server.Start(l, w); err != nil {
 		t.Fatal(err)

@@ -140,23 +140,15 @@ func (v *volumes) Remove(id string) error {
 
 // feed is the identity behind one socket (workloadapi.Workload).
 type feed struct {
+	*workloadapi.Feed
 	name string
 
-	mu         sync.Mutex
-	content    workload.Content
-	identity   workloadapi.Identity
-	superseded chan struct{}
+	mu      sync.Mutex // Guards content, and keeps identities in its order.
+	content workload.Content
 }
 
 func newFeed(name string) *feed {
-	return &feed{name: name, identity: workloadapi.Identity{Status: workloadapi.Pending}, superseded: make(chan struct{})}
-}
-
-// Identity implements workloadapi.Workload.
-func (f *feed) Identity() (workloadapi.Identity, <-chan struct{}) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.identity, f.superseded
+	return &feed{Feed: workloadapi.NewFeed(workloadapi.Identity{Status: workloadapi.Pending}), name: name}
 }
 
 // set takes content, unless it is nil, and the bundles of other trust domains. The
@@ -173,14 +165,12 @@ func (f *feed) set(content *workload.Content, bundles *x509bundle.Set) {
 	}
 	bundles = x509bundle.NewSet(bundles.Bundles()...)
 	bundles.Add(c.Bundle)
-	f.identity = workloadapi.Identity{
+	f.Set(workloadapi.Identity{
 		Status:      workloadapi.Entitled,
 		SVIDs:       []*x509svid.SVID{{ID: c.SVID.ID, Certificates: c.SVID.Chain, PrivateKey: c.SVID.Key.Signer()}},
 		Bundles:     bundles,
 		TrustDomain: c.SVID.ID.TrustDomain(),
-	}
-	close(f.superseded)
-	f.superseded = make(chan struct{})
+	})
 }
 
 // LogValue names the workload in the Workload API's log.
