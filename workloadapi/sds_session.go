@@ -25,7 +25,7 @@ const (
 	maxSecretName = 2048
 	// maxSecretNameBytes bounds the names of one stream together. Without it an incremental client could add to them until
 	// they fill the agent's memory.
-	maxSecretNameBytes = 128 << 10
+	maxSecretNameBytes = 32 << 10
 )
 
 // wildcardName subscribes to everything that there is, under its own name.
